@@ -1,0 +1,40 @@
+# Two commands do everything on a fresh machine: `make demo` and `make test`.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+QUIET := --quiet --disable-pip-version-check
+
+.PHONY: help setup demo test check docs bench clean
+help:  ## what can be made
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
+
+setup: $(VENV)/.done  ## build .venv with limbeck and its test extras
+
+$(VENV)/.done: pyproject.toml constraints.txt
+	@test -x $(BIN)/python || { echo "making $(VENV)"; $(PYTHON) -m venv $(VENV); }
+	@echo "installing limbeck (a minute or two the first time)"
+	@$(BIN)/python -m pip install $(QUIET) -c constraints.txt torch 2>&1 | { grep -v '^WARNING: Location' || true; }
+	@$(BIN)/python -m pip install $(QUIET) -c constraints.txt -e '.[test,check,docs]' 2>&1 | { grep -v '^WARNING: Location' || true; }
+	@$(BIN)/python -c 'import limbeck'
+	@touch $@
+
+demo: setup  ## distil the embedded teacher, three seeds, and print the report
+	@$(BIN)/limbeck demo --out runs/demo
+
+test: setup  ## all tests
+	@$(BIN)/python -m pytest -n 2
+
+check: setup  ## lint, format, types, layers
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check --quiet .
+	@$(BIN)/pyright --warnings
+	@$(BIN)/lint-imports --no-cache
+
+docs: setup  ## the documentation as a site in site/
+	@$(BIN)/mkdocs build --quiet --strict
+
+bench: setup  ## the benchmarks; writes benchmarks/results/
+	@for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done
+
+clean:  ## remove what was made
+	@rm -rf $(VENV) runs site .pytest_cache .ruff_cache

@@ -1,0 +1,83 @@
+"""The roles that parts play. A part is whatever has these methods; nothing needs to be inherited."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Protocol, runtime_checkable
+
+from torch import Tensor
+
+from limbeck.core.types import Encoding, Needs, Sample, Sampling, Signals, Unit, View
+
+
+@runtime_checkable
+class Reader(Protocol):
+    """Scores given text. `vocabulary` is a fingerprint: equal ones mean the same tokenizer."""
+
+    name: str
+    offers: Needs
+    vocabulary: str
+
+    def encode(self, sample: Sample) -> Encoding:
+        """Tokenize one sample; truncation is counted in the result."""
+        ...
+
+    def collate(self, encodings: Sequence[Encoding]) -> View:
+        """Pad encodings into one batch."""
+        ...
+
+    def read(self, view: View, needs: Needs) -> Signals:
+        """Say what `needs` asks about every row of `view`."""
+        ...
+
+
+@runtime_checkable
+class Speaker(Protocol):
+    """Writes text."""
+
+    def speak(self, prompts: Sequence[Sample], sampling: Sampling) -> list[str]:
+        """One completion for each prompt, in order."""
+        ...
+
+
+@runtime_checkable
+class Objective(Protocol):
+    """Turns what student and teacher say about n paired rows into n losses, in nats.
+
+    Attributes:
+        asks: Signals it reads of the student.
+        needs: Signals it reads of the teacher; empty means that it has no teacher.
+        unit: what a row is.
+        shared_vocabulary: True where row i is compared token by token, so that both models must
+            have the same tokenizer.
+    """
+
+    asks: Needs
+    needs: Needs
+    unit: Unit
+    shared_vocabulary: bool
+
+    def __call__(self, student: Signals, teacher: Signals) -> Tensor:
+        """[n] losses."""
+        ...
+
+
+@runtime_checkable
+class Source(Protocol):
+    """An endless, resumable stream of samples.
+
+    `ahead` says whether samples may be drawn before they are needed, which lets batches group
+    them by length; a source that depends on the student's present weights says False.
+    """
+
+    ahead: bool
+
+    def __iter__(self) -> Iterator[Sample]: ...
+
+    def __next__(self) -> Sample: ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the stream stands, as JSON values."""
+        ...
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from a `state_dict`."""
+        ...

@@ -1,0 +1,82 @@
+"""Light values that name a model: what a recipe says of a student or a teacher, before loading."""
+
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from limbeck.core.registry import register
+
+DType = Literal["float32", "bfloat16", "float16"]
+Positive = Annotated[int, Field(gt=0)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lora:
+    """Low-rank adapters (PEFT) instead of training all weights."""
+
+    rank: Positive = 16
+    alpha: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 32.0
+    dropout: Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)] = 0.0
+    targets: str | tuple[str, ...] = "all-linear"
+
+
+@register("student", "causal")
+@dataclass(frozen=True, kw_only=True)
+class CausalStudent:
+    """A causal language model to train: exactly one of `name`, `from` and `config`.
+
+    Attributes:
+        name: folder or hub id of a pretrained model.
+        from_: name of the teacher (`from: big`, or `from: teacher` for the only one) whose
+            `layers` are copied into a new, shallower model.
+        layers: which of that teacher's layers to keep, counted from 0.
+        config: a transformers configuration (`model_type` and sizes) for new, random weights.
+        tokenizer: folder or hub id; by default the model's own, or the first teacher's.
+        revision: branch, tag or commit on the hub.
+        max_length: tokens a sample may have; longer ones are cut, and that is counted.
+        dtype: in which the forward pass computes. Trained weights are kept in float32.
+        lora: train low-rank adapters instead of all weights.
+        quantize: load frozen base weights in 4 or 8 bit (bitsandbytes); asks for `lora`.
+        gradient_checkpointing: recompute activations in the backward pass to save memory.
+        compile: run `torch.compile` on the layers.
+        trust_remote_code: let the model's folder bring Python code that is then executed.
+    """
+
+    name: str | None = None
+    from_: Annotated[str | None, Field(alias="from")] = None
+    layers: tuple[Annotated[int, Field(ge=0)], ...] | None = None
+    config: dict[str, Any] | None = None
+    tokenizer: str | None = None
+    revision: str | None = None
+    max_length: Annotated[int, Field(ge=2)] = 1024
+    dtype: DType = "float32"
+    lora: Lora | None = None
+    quantize: Literal["4bit", "8bit"] | None = None
+    gradient_checkpointing: bool = False
+    compile: bool = False
+    trust_remote_code: bool = False
+
+
+@register("teacher", "local")
+@dataclass(frozen=True, kw_only=True)
+class LocalTeacher:
+    """A causal language model on this machine that reads and speaks.
+
+    Attributes:
+        name: folder or hub id.
+        tokenizer: folder or hub id; by default the model's own.
+        revision: branch, tag or commit on the hub.
+        dtype: of its weights; `auto` keeps the stored one.
+        device: such as `cuda:1` or `cpu`; by default the student's.
+        quantize: load weights in 4 or 8 bit (bitsandbytes).
+        trust_remote_code: let the model's folder bring Python code that is then executed.
+    """
+
+    name: str
+    tokenizer: str | None = None
+    revision: str | None = None
+    dtype: DType | Literal["auto"] = "auto"
+    device: str | None = None
+    quantize: Literal["4bit", "8bit"] | None = None
+    trust_remote_code: bool = False

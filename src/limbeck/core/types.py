@@ -1,0 +1,197 @@
+"""The words everyone shares: what is learnt from, how a model sees it, and what a model says of it.
+
+Shape letters: b sequences, t positions, n rows, v vocabulary, d width, k kept.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+Signal = Literal["logits", "topk", "chosen", "hidden", "attention", "score", "text"]
+Needs = frozenset[Signal]
+"""Signals an objective asks for, or a model offers: `needs <= offers` is checked up front."""
+
+Unit = Literal["token", "chunk", "sequence"]
+
+NO_OFFSET = -1
+"""Byte offset of a token that is not part of the sample's text (BOS, chat markers, padding)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Turn:
+    """A stretch of text. `role` is None outside a conversation; `learn` marks what is trained."""
+
+    text: str
+    role: str | None = None
+    learn: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sample:
+    """One example as text; token ids are private to each model.
+
+    Attributes:
+        id: stable name of the row, for logs and caches.
+        turns: the text, in order. The concatenation of their `text` is the coordinate system of
+            all byte offsets, so two models with different templates can be compared.
+        privileged: turns that only a teacher reads, before the others.
+        weight: factor of each of its rows in the loss.
+        channel: name that a term can select.
+    """
+
+    id: str
+    turns: tuple[Turn, ...]
+    privileged: tuple[Turn, ...] = ()
+    weight: float = 1.0
+    channel: str = "main"
+
+    @property
+    def prompt(self) -> tuple[Turn, ...]:
+        """The turns before the last learnt one."""
+        return self.turns[:-1] if self.turns and self.turns[-1].learn else self.turns
+
+    @property
+    def completion(self) -> str | None:
+        """The last learnt turn's text, or None where there is only a prompt."""
+        return self.turns[-1].text if self.turns and self.turns[-1].learn else None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Encoding:
+    """One sample under one tokenizer, before padding; four lists of the same length.
+
+    `starts` and `ends` are byte offsets into the sample's text (`NO_OFFSET` outside it). A learnt
+    end-of-sequence token has the empty span at the end of the text. `truncated` counts the tokens
+    that did not fit.
+    """
+
+    ids: Sequence[int]
+    learn: Sequence[bool]
+    starts: Sequence[int]
+    ends: Sequence[int]
+    truncated: int = 0
+
+    @property
+    def rows(self) -> int:
+        """How many tokens are learnt; the first token has no prefix and cannot be."""
+        return sum(self.learn[1:])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class View:
+    """One model's encoding of a batch, padded on the right.
+
+    Attributes:
+        ids: [b, t] int64.
+        attend: [b, t] bool, False on padding.
+        offsets: [b, t, 2] int64 byte offsets into each sample's text.
+        rows: [n] int64, flat positions (into b*t) whose *next* token is learnt.
+    """
+
+    ids: Tensor
+    attend: Tensor
+    offsets: Tensor
+    rows: Tensor
+
+    @property
+    def labels(self) -> Tensor:
+        """[n] the token that each row should predict."""
+        return self.ids.flatten()[self.rows + 1]
+
+    @property
+    def tokens(self) -> int:
+        """Tokens without padding."""
+        return int(self.attend.sum())
+
+    def to(self, device: torch.device) -> "View":
+        """The same view with its tensors on `device`."""
+        moved = {name: getattr(self, name).to(device, non_blocking=True) for name in self.__slots__}
+        return replace(self, **moved)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pairing:
+    """Row `student[i]` of the student stands beside row `teacher[i]` of the teacher.
+
+    The indices point into the rows of the two views (0 .. n-1), not into positions. None means
+    all rows in order, which costs no copy. `weight` is [n] float32.
+    """
+
+    student: Tensor | None
+    teacher: Tensor | None
+    weight: Tensor
+    unit: Unit = "token"
+
+    def to(self, device: torch.device) -> "Pairing":
+        """The same pairing with its tensors on `device`."""
+
+        def moved(index: Tensor | None) -> Tensor | None:
+            return None if index is None else index.to(device, non_blocking=True)
+
+        return replace(
+            self,
+            student=moved(self.student),
+            teacher=moved(self.teacher),
+            weight=self.weight.to(device, non_blocking=True),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Signals:
+    """What a model says about n rows; what was not asked for is None or empty.
+
+    Attributes:
+        labels: [n] int64, the token that came next in this model's own tokenization.
+        logits: [n, v].
+        chosen: [n] log-probability of `labels`, nats.
+        hidden: by site, [n, d].
+        attention: by site.
+        score: [b].
+    """
+
+    labels: Tensor
+    logits: Tensor | None = None
+    chosen: Tensor | None = None
+    hidden: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
+    attention: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
+    score: Tensor | None = None
+
+    def select(self, index: Tensor | None) -> "Signals":
+        """The rows that `index` names; None keeps all without a copy."""
+        if index is None:
+            return self
+        return replace(
+            self,
+            labels=self.labels[index],
+            logits=None if self.logits is None else self.logits[index],
+            chosen=None if self.chosen is None else self.chosen[index],
+            hidden={site: value[index] for site, value in self.hidden.items()},
+        )
+
+    def to(self, device: torch.device) -> "Signals":
+        """The same signals on `device`."""
+
+        def moved(value: Tensor | None) -> Tensor | None:
+            return None if value is None else value.to(device, non_blocking=True)
+
+        return replace(
+            self,
+            labels=self.labels.to(device, non_blocking=True),
+            logits=moved(self.logits),
+            chosen=moved(self.chosen),
+            hidden={site: value.to(device) for site, value in self.hidden.items()},
+            attention={site: value.to(device) for site, value in self.attention.items()},
+            score=moved(self.score),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """How text is drawn from a model. Temperature 0 is greedy."""
+
+    max_tokens: int = 128
+    temperature: float = 0.0
+    seed: int = 0

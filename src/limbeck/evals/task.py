@@ -1,0 +1,174 @@
+"""Problems with known answers: the model writes, and we count what is right."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import Field
+
+from limbeck.core.errors import DataError, RecipeError
+from limbeck.core.registry import register
+from limbeck.core.types import Sample, Sampling, Turn
+from limbeck.evals import matching
+from limbeck.evals.reading import tell_once
+from limbeck.evals.score import Score, wilson_interval
+
+Match = Literal["exact", "last_number", "regex"]
+Problem = tuple[Sample, str]
+
+
+@register("eval", "task")
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """Share of a file's problems that the model answers correctly, by greedy decoding.
+
+    The file has one JSON object a line, with `prompt` (a string, or a list of messages with `role`
+    and `content`) and `answer` (a string or a number); other keys are ignored.
+
+    Attributes:
+        name: of the score in the report.
+        path: the JSONL file.
+        match: `exact` compares whole texts but for white space; `last_number` compares the last
+            number of completion and answer by value; `regex` compares the text that the group of
+            `pattern` catches at its first match.
+        pattern: for `regex`, with one group.
+        stop: a completion ends before the first of these strings; for models that go on with a
+            next question.
+        limit: how many problems, from the file's start; None takes all.
+        max_tokens: longest completion.
+        temperature: of the sampling; 0 is greedy.
+        seed: of the sampling.
+    """
+
+    needs_teacher: ClassVar[bool] = False
+
+    name: Annotated[str, Field(min_length=1)]
+    path: str
+    match: Match = "exact"
+    pattern: str | None = None
+    stop: tuple[Annotated[str, Field(min_length=1)], ...] = ()
+    limit: Annotated[int, Field(gt=0)] | None = None
+    max_tokens: Annotated[int, Field(gt=0)] = 256
+    temperature: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    seed: Annotated[int, Field(ge=0)] = 0
+
+    def __post_init__(self) -> None:
+        if (self.pattern is not None) != (self.match == "regex"):
+            raise RecipeError("pattern", "goes with `match: regex`, and only with it")
+        if self.pattern is not None:
+            matching.check_pattern(self.pattern)
+
+    @property
+    def gives(self) -> tuple[str, ...]:
+        """Names of its scores."""
+        return (self.name,)
+
+    def measure(self, model: Any, teacher: Any, holdout: Sequence[Sample]) -> dict[str, Score]:
+        """Accuracy over n problems; absent where the model does not write text.
+
+        Raises:
+            DataError: the file is missing, empty or has a bad line.
+        """
+        del teacher, holdout
+        if not hasattr(model, "speak"):
+            tell_once(f"{self.name} is not measured: {model.name} does not write text")
+            return {}
+        problems = self.problems()
+        sampling = Sampling(
+            max_tokens=self.max_tokens, temperature=self.temperature, seed=self.seed
+        )
+        completions = model.speak([sample for sample, _ in problems], sampling)
+        right = sum(self.judge(completions, [answer for _, answer in problems]))
+        share = right / len(problems)
+        return {
+            self.name: Score(
+                value=share,
+                n=len(problems),
+                interval95=wilson_interval(share, len(problems)),
+                better="higher",
+                unit="share",
+            )
+        }
+
+    def judge(self, completions: Sequence[str], answers: Sequence[str]) -> list[bool]:
+        """Which completions are right."""
+        texts = [_cut(text, self.stop) for text in completions]
+        if self.match == "last_number":
+            return [
+                (number := matching.last_number(text)) is not None
+                and number == matching.last_number(answer)
+                for text, answer in zip(texts, answers, strict=True)
+            ]
+        found: Sequence[str | None] = texts
+        if self.pattern is not None:
+            found = matching.captures(self.pattern, texts)
+        return [
+            text is not None and matching.same_text(text, answer)
+            for text, answer in zip(found, answers, strict=True)
+        ]
+
+    def problems(self) -> list[Problem]:
+        """The file's problems, up to `limit`.
+
+        Raises:
+            DataError: `path:line: reason`.
+        """
+        problems: list[Problem] = []
+        try:
+            with open(self.path, encoding="utf-8-sig") as file:
+                lines = ((number, line) for number, line in enumerate(file, 1) if line.strip())
+                for number, line in islice(lines, self.limit):
+                    problems.append(self._problem(line, f"{self.path}:{number}"))
+        except OSError as error:
+            raise DataError(f"{self.path}: {error.strerror or error}") from error
+        except UnicodeDecodeError as error:
+            raise DataError(f"{self.path}: not UTF-8 text: {error.reason}") from error
+        if not problems:
+            raise DataError(f"{self.path}: no problems in it; give rows with `prompt` and `answer`")
+        return problems
+
+    def _problem(self, line: str, place: str) -> Problem:
+        try:
+            row: Any = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise DataError(f"{place}: not JSON: {error}") from None
+        if not isinstance(row, dict):
+            raise DataError(f"{place}: not a JSON object")
+        for key in ("prompt", "answer"):
+            if key not in row:
+                raise DataError(f"{place}: no `{key}`; it has {', '.join(map(str, row)) or 'no'}")
+        answer: Any = row["answer"]
+        if isinstance(answer, bool) or not isinstance(answer, str | int | float):
+            raise DataError(f"{place}: `answer` must be a string or a number")
+        answer = str(answer)
+        if self.match == "last_number" and matching.last_number(answer) is None:
+            raise DataError(f"{place}: `answer` has no number for `match: last_number`")
+        turns = _turns(row["prompt"], place)
+        name = f"{Path(self.path).name}:{place.rpartition(':')[2]}"
+        return Sample(id=name, turns=turns), answer
+
+
+def _turns(prompt: Any, place: str) -> tuple[Turn, ...]:
+    if isinstance(prompt, str) and prompt:
+        return (Turn(text=prompt),)
+    if not isinstance(prompt, list) or not prompt:
+        raise DataError(f"{place}: `prompt` must be a string or a list of messages, not empty")
+    turns: list[Turn] = []
+    for message in prompt:
+        role, content = (
+            (message.get("role"), message.get("content"))
+            if isinstance(message, dict)
+            else (None, None)
+        )
+        if not isinstance(role, str) or not isinstance(content, str) or not role:
+            raise DataError(f"{place}: each message of `prompt` needs `role` and `content` strings")
+        turns.append(Turn(text=content, role=role))
+    return tuple(turns)
+
+
+def _cut(text: str, stop: Sequence[str]) -> str:
+    ends = [place for mark in stop if (place := text.find(mark)) >= 0]
+    return text[: min(ends, default=len(text))]

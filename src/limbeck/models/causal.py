@@ -1,0 +1,147 @@
+"""A causal language model of transformers as Reader and Speaker."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
+
+from limbeck.core.random import seeded
+from limbeck.core.types import Encoding, Needs, Sample, Sampling, Signals, View
+from limbeck.models.encode import Encoder
+from limbeck.models.facts import vocabulary_fingerprint
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+class CausalModel:
+    """Reads and speaks. What trains is `module`; everything else is how text gets in and out.
+
+    Args:
+        module: the transformers model, perhaps wrapped by PEFT, DDP or FSDP2.
+        tokenizer: its fast tokenizer.
+        name: what reports call it.
+        max_length: tokens kept of a sample.
+        autocast: dtype the forward pass computes in, where it differs from the weights'.
+    """
+
+    offers: Needs = frozenset({"logits", "chosen", "text"})
+
+    def __init__(
+        self,
+        module: nn.Module,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        name: str,
+        max_length: int,
+        autocast: torch.dtype | None = None,
+    ) -> None:
+        self.module, self.tokenizer, self.name = module, tokenizer, name
+        self.encoder = Encoder(tokenizer, max_length)
+        self.vocabulary = vocabulary_fingerprint(tokenizer)
+        self.autocast = autocast
+
+    @property
+    def device(self) -> torch.device:
+        """Where its weights are."""
+        return next(self.module.parameters()).device
+
+    @property
+    def transformer(self) -> Any:
+        """The model of transformers (or PEFT) inside of any distributed wrapper."""
+        return getattr(self.module, "module", self.module)
+
+    def encode(self, sample: Sample) -> Encoding:
+        """Tokenize one sample."""
+        return self.encoder.encode(sample)
+
+    def collate(self, encodings: Sequence[Encoding]) -> View:
+        """Pad encodings into a batch."""
+        return self.encoder.collate(encodings)
+
+    def read(self, view: View, needs: Needs) -> Signals:
+        """Logits of the view's rows only: the head never sees a prompt or padding."""
+        view = view.to(self.device)
+        with self._computing(), _rows_of_head(self.transformer, view.rows):
+            output: Any = self.module(
+                input_ids=view.ids, attention_mask=view.attend.long(), use_cache=False
+            )
+        logits: Tensor = output.logits
+        chosen = None
+        if "chosen" in needs:
+            logp = logits.float().log_softmax(-1)
+            chosen = logp.gather(-1, view.labels[:, None]).squeeze(-1)
+        return Signals(labels=view.labels, logits=logits if "logits" in needs else None, chosen=chosen)
+
+    @torch.no_grad()
+    def speak(self, prompts: Sequence[Sample], sampling: Sampling) -> list[str]:
+        """Continue each prompt until its end-of-sequence token or `max_tokens`.
+
+        Prompts are sorted by length and run in batches, padded on the left.
+        """
+        ids = [self.encoder.prompt_ids(prompt) for prompt in prompts]
+        order = sorted(range(len(ids)), key=lambda index: len(ids[index]))
+        answers = [""] * len(ids)
+        training = self.module.training
+        self.module.eval()
+        try:
+            for first in range(0, len(order), SPEAK_BATCH):
+                chosen = order[first : first + SPEAK_BATCH]
+                for index, text in zip(
+                    chosen, self._continue([ids[i] for i in chosen], sampling, first), strict=True
+                ):
+                    answers[index] = text
+        finally:
+            self.module.train(training)
+        return answers
+
+    def _continue(self, prompts: list[list[int]], sampling: Sampling, batch: int) -> list[str]:
+        width = max(len(prompt) for prompt in prompts)
+        ids = torch.full((len(prompts), width), self.encoder.pad)
+        attend = torch.zeros_like(ids)
+        for row, prompt in enumerate(prompts):
+            ids[row, width - len(prompt) :] = torch.tensor(prompt)
+            attend[row, width - len(prompt) :] = 1
+        settings: dict[str, Any] = {"do_sample": False}
+        if sampling.temperature > 0:  # all set: a model's own defaults must not leak in
+            settings = {"do_sample": True, "temperature": sampling.temperature}
+            settings |= {"top_k": 0, "top_p": 1.0}
+        with seeded(sampling.seed, "speak", batch), self._computing():
+            output: Tensor = self.transformer.generate(
+                input_ids=ids.to(self.device),
+                attention_mask=attend.to(self.device),
+                max_new_tokens=sampling.max_tokens,
+                pad_token_id=self.encoder.pad,
+                eos_token_id=self.encoder.eos,
+                **settings,
+            )
+        return self.tokenizer.batch_decode(output[:, width:], skip_special_tokens=True)
+
+    def _computing(self) -> Any:
+        if self.autocast is None:
+            return nullcontext()
+        return torch.autocast(self.device.type, dtype=self.autocast)
+
+
+SPEAK_BATCH = 64
+"""Prompts that are continued together."""
+
+
+@contextmanager
+def _rows_of_head(transformer: Any, rows: Tensor) -> Iterator[None]:
+    """Let the output head see only `rows`: logits come out [n, v], never [b, t, v].
+
+    A hook on the head works for every architecture, keeps what the model does to its logits
+    afterwards (soft caps, scales), and runs inside the sharded module under FSDP.
+    """
+
+    def select(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return (inputs[0].flatten(0, -2)[rows], *inputs[1:])
+
+    handle = transformer.get_output_embeddings().register_forward_pre_hook(select)
+    try:
+        yield
+    finally:
+        handle.remove()

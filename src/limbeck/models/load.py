@@ -1,0 +1,188 @@
+"""From the light values of a recipe to models with weights."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.distributed.tensor import DTensor
+from transformers import AutoModelForCausalLM
+
+from limbeck.core.errors import ModelError
+from limbeck.core.files import new_folder
+from limbeck.core.random import seeded
+from limbeck.core.specs import CausalStudent, LocalTeacher, Lora
+from limbeck.models.causal import CausalModel
+from limbeck.models.facts import config_of, tokenizer_of
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+Spec = CausalStudent | LocalTeacher
+
+
+def load_teacher(spec: LocalTeacher, device: torch.device, max_length: int) -> CausalModel:
+    """A frozen model in evaluation mode, on its own device where it names one."""
+    module = _pretrained(spec, spec.name, "auto" if spec.dtype == "auto" else DTYPES[spec.dtype])
+    module.requires_grad_(False).eval()
+    if spec.quantize is None:  # bitsandbytes has already placed a quantized one
+        module.to(torch.device(spec.device) if spec.device else device)
+    return CausalModel(module, tokenizer_of(spec, {}), name=spec.name, max_length=max_length)
+
+
+def load_student(
+    spec: CausalStudent, teachers: Mapping[str, Any], device: torch.device, seed: int
+) -> CausalModel:
+    """A model to train: pretrained, cut from a teacher, or new; with adapters where asked for.
+
+    Weights are float32 whatever the dtype of the forward pass, because a step of AdamW is smaller
+    than bfloat16 can see. New weights depend on `seed` alone.
+    """
+    with seeded(seed, "init"):
+        if spec.name is not None:
+            module = _pretrained(spec, spec.name, torch.float32)
+        elif spec.from_ is not None:
+            module = _cut_from_teacher(spec, teachers)
+        else:
+            config = config_of(spec, teachers)
+            module = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        if spec.lora is not None:
+            module = _with_adapters(module, spec.lora, quantized=spec.quantize is not None)
+    if spec.gradient_checkpointing:
+        module.gradient_checkpointing_enable({"use_reentrant": False})
+        if spec.lora is not None:
+            module.enable_input_require_grads()
+    if spec.quantize is None:
+        module.to(device)
+    if spec.compile:
+        for layer in decoder_layers(module):
+            layer.compile(dynamic=True)
+    autocast = None if spec.dtype == "float32" else DTYPES[spec.dtype]
+    name = spec.name or (f"{spec.from_}[{len(spec.layers or ())} layers]" if spec.from_ else "new")
+    tokenizer = tokenizer_of(spec, teachers)
+    return CausalModel(
+        module, tokenizer, name=name, max_length=spec.max_length, autocast=autocast
+    )
+
+
+def save_student(
+    student: CausalModel, weights: Mapping[str, torch.Tensor], folder: Path, dtype: torch.dtype
+) -> None:
+    """Write a Hugging Face folder: `AutoModelForCausalLM.from_pretrained` loads it.
+
+    Adapters are merged into their base; over a quantized or sharded base they are saved as a PEFT
+    adapter, which `from_pretrained` puts on its base again.
+
+    Args:
+        student: the model; its tokenizer is saved with it.
+        weights: whole tensors by name, as of `module.state_dict()`.
+        folder: replaced as a whole.
+        dtype: of the stored weights.
+    """
+    module: Any = student.transformer
+    with new_folder(folder) as aside:
+        if not hasattr(module, "peft_config"):
+            module.save_pretrained(aside, state_dict={k: v.to(dtype) for k, v in weights.items()})
+        elif getattr(module.get_base_model(), "is_quantized", False) or _sharded(module):
+            module.save_pretrained(aside, state_dict=dict(weights))
+        else:
+            module.merge_adapter()
+            try:
+                base = module.get_base_model()
+                merged = _merged_weights(base)
+                base.save_pretrained(aside, state_dict={k: v.to(dtype) for k, v in merged.items()})
+            finally:
+                module.unmerge_adapter()
+        student.tokenizer.save_pretrained(aside)
+
+
+def decoder_layers(module: nn.Module) -> nn.ModuleList:
+    """The list of decoder layers: the longest list of modules in the model."""
+    lists = [part for part in module.modules() if isinstance(part, nn.ModuleList)]
+    return max(lists, key=len, default=nn.ModuleList())
+
+
+def _pretrained(spec: Spec, name: str, dtype: torch.dtype | str) -> Any:
+    config = config_of(spec, {})
+    settings: dict[str, Any] = {}
+    if spec.quantize is not None:
+        settings["quantization_config"] = _quantization(spec.quantize)
+    try:
+        return AutoModelForCausalLM.from_pretrained(
+            name,
+            config=config,
+            revision=spec.revision or "main",
+            dtype=dtype,
+            use_safetensors=True,
+            trust_remote_code=spec.trust_remote_code,
+            **settings,
+        )
+    except (OSError, ValueError, RuntimeError, ImportError) as error:
+        raise ModelError(f"{name}: cannot be loaded: {' '.join(str(error).split())}") from error
+
+
+def _quantization(kind: str) -> Any:
+    from importlib.util import find_spec
+
+    from transformers import BitsAndBytesConfig
+
+    if find_spec("bitsandbytes") is None:
+        raise ModelError(f"quantize: {kind} needs bitsandbytes: pip install 'limbeck[quantize]'")
+    if kind == "8bit":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16
+    )
+
+
+def _cut_from_teacher(spec: CausalStudent, teachers: Mapping[str, Any]) -> Any:
+    """A copy of the teacher with only the chosen layers."""
+    config = config_of(spec, teachers)
+    origin = teachers[spec.from_] if spec.from_ in teachers else next(iter(teachers.values()))
+    teacher = _pretrained(origin, origin.name, torch.float32)
+    student = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    kept = spec.layers if spec.layers is not None else range(config.num_hidden_layers)
+    theirs, mine = decoder_layers(teacher), decoder_layers(student)
+    inside = {id(value) for value in theirs.state_dict(keep_vars=True).values()}
+    shared = teacher.state_dict(keep_vars=True).items()
+    student.load_state_dict({k: v for k, v in shared if id(v) not in inside}, strict=False)
+    for layer, index in zip(mine, kept, strict=True):
+        layer.load_state_dict(theirs[index].state_dict())
+    if teacher.generation_config is not None:
+        student.generation_config = teacher.generation_config
+    return student
+
+
+def _with_adapters(module: Any, lora: Lora, *, quantized: bool) -> Any:
+    from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
+
+    if quantized:
+        module = prepare_model_for_kbit_training(module)
+    targets = lora.targets if isinstance(lora.targets, str) else list(lora.targets)
+    config = LoraConfig(
+        r=lora.rank,
+        lora_alpha=lora.alpha,  # pyright: ignore[reportArgumentType]  # PEFT divides; floats work
+        lora_dropout=lora.dropout,
+        target_modules=targets,
+        task_type="CAUSAL_LM",
+    )
+    try:
+        return get_peft_model(module, config)
+    except ValueError as error:
+        raise ModelError(f"student.lora.targets: {' '.join(str(error).split())[:200]}") from error
+
+
+def _sharded(module: nn.Module) -> bool:
+    return any(isinstance(parameter, DTensor) for parameter in module.parameters())
+
+
+def _merged_weights(base: nn.Module) -> dict[str, torch.Tensor]:
+    """Weights of a base model with adapters merged in, under the base model's own names.
+
+    Tied weights come once.
+    """
+    named = {id(v): (k, v) for k, v in reversed(base.state_dict(keep_vars=True).items())}
+    return {
+        name.replace(".base_layer.", "."): value.detach().cpu()
+        for name, value in named.values()
+        if ".lora_" not in name
+    }

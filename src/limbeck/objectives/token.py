@@ -1,0 +1,139 @@
+"""Objectives that compare next-token distributions, one row per token.
+
+Each is a frozen value that names a loss of `limbeck.losses` and holds its settings; the value is
+its own configuration, and its fields are the loss's keyword arguments. The teacher's signals never
+receive a gradient: teachers are read without.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import Annotated, ClassVar
+
+from pydantic import Field
+from torch import Tensor
+
+from limbeck import losses
+from limbeck.core.registry import register
+from limbeck.core.types import Needs, Signals, Unit
+
+Temperature = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+InnerShare = Annotated[float, Field(gt=0, lt=1, allow_inf_nan=False)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LogitObjective:
+    """Common to all that read the logits of both models; a subclass names its `loss`.
+
+    Attributes:
+        loss: function of `limbeck.losses`, ([n, v], [n, v], **fields) -> [n].
+        temperature: divides both models' logits; the loss is multiplied by its square.
+    """
+
+    asks: ClassVar[Needs] = frozenset({"logits"})
+    needs: ClassVar[Needs] = frozenset({"logits"})
+    unit: ClassVar[Unit] = "token"
+    shared_vocabulary: ClassVar[bool] = True
+    loss: ClassVar[Callable[..., Tensor]]
+
+    temperature: Temperature = 1.0
+
+    def __call__(self, student: Signals, teacher: Signals) -> Tensor:
+        settings = {field.name: getattr(self, field.name) for field in fields(self)}
+        return type(self).loss(student.logits, teacher.logits, **settings)
+
+
+@register("objective", "forward_kl")
+@dataclass(frozen=True, kw_only=True)
+class ForwardKL(LogitObjective):
+    """KL(teacher || student): the student covers all that the teacher finds likely."""
+
+    loss = staticmethod(losses.forward_kl)
+
+
+@register("objective", "reverse_kl")
+@dataclass(frozen=True, kw_only=True)
+class ReverseKL(LogitObjective):
+    """KL(student || teacher): the student settles on what the teacher finds most likely."""
+
+    loss = staticmethod(losses.reverse_kl)
+
+
+@register("objective", "jensen_shannon")
+@dataclass(frozen=True, kw_only=True)
+class JensenShannon(LogitObjective):
+    """Generalised Jensen-Shannon divergence; `beta` is the teacher's share of the mixture."""
+
+    loss = staticmethod(losses.jensen_shannon)
+    beta: Share = 0.5
+
+
+@register("objective", "skew_forward_kl")
+@dataclass(frozen=True, kw_only=True)
+class SkewForwardKL(LogitObjective):
+    """KL(teacher || alpha teacher + (1 - alpha) student): a forward KL with bounded gradients."""
+
+    loss = staticmethod(losses.skew_forward_kl)
+    alpha: Share = 0.1
+
+
+@register("objective", "skew_reverse_kl")
+@dataclass(frozen=True, kw_only=True)
+class SkewReverseKL(LogitObjective):
+    """KL(student || alpha student + (1 - alpha) teacher): a reverse KL that stays bounded."""
+
+    loss = staticmethod(losses.skew_reverse_kl)
+    alpha: Share = 0.1
+
+
+@register("objective", "total_variation")
+@dataclass(frozen=True, kw_only=True)
+class TotalVariation(LogitObjective):
+    """Half the L1 distance between the two distributions."""
+
+    loss = staticmethod(losses.total_variation)
+
+
+@register("objective", "adaptive_kl")
+@dataclass(frozen=True, kw_only=True)
+class AdaptiveKL(LogitObjective):
+    """Forward KL where the head of the distribution is off, reverse KL where its tail is."""
+
+    loss = staticmethod(losses.adaptive_kl)
+    mu: InnerShare = 0.5
+
+
+@register("objective", "logit_mse")
+@dataclass(frozen=True, kw_only=True)
+class LogitMSE(LogitObjective):
+    """Mean squared difference of the logits themselves."""
+
+    loss = staticmethod(losses.logit_mse)
+
+
+@register("objective", "sorted_l1")
+@dataclass(frozen=True, kw_only=True)
+class SortedL1(LogitObjective):
+    """Universal Logit Distillation's closed form: distance of the sorted probabilities.
+
+    It does not ask which token a probability belongs to, so the tokenizers may differ.
+    """
+
+    loss = staticmethod(losses.sorted_l1)
+    shared_vocabulary: ClassVar[bool] = False
+
+
+@register("objective", "cross_entropy")
+@dataclass(frozen=True, kw_only=True)
+class CrossEntropy:
+    """Negative log-likelihood of the text's own next token: plain fine-tuning, no teacher."""
+
+    asks: ClassVar[Needs] = frozenset({"logits"})
+    needs: ClassVar[Needs] = frozenset()
+    unit: ClassVar[Unit] = "token"
+    shared_vocabulary: ClassVar[bool] = False
+
+    def __call__(self, student: Signals, teacher: Signals) -> Tensor:
+        del teacher
+        assert student.logits is not None
+        return losses.cross_entropy(student.logits, student.labels)

@@ -1,0 +1,270 @@
+"""One run from recipe to report: assemble the parts, measure, train, measure again, write down."""
+
+import fcntl
+import json
+import logging
+import resource
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from limbeck.core.errors import LimbeckError, RecipeError
+from limbeck.core.files import sweep, write_json, write_text
+from limbeck.core.types import Sample
+from limbeck.evals import Agreement, Score, run_suite, tokens_per_second
+from limbeck.models.causal import CausalModel
+from limbeck.models.facts import Facts, check
+from limbeck.models.load import DTYPES, load_student, load_teacher, save_student
+from limbeck.objectives import CrossEntropy
+from limbeck.recipe.report import Arms, Report, make_report
+from limbeck.recipe.resolve import dump, sha256, training_sha256
+from limbeck.recipe.schema import Recipe, Term
+from limbeck.train.batches import Batches
+from limbeck.train.checkpoint import Checkpoints
+from limbeck.train.listeners import Display, Evaluate, Interruption, Metrics
+from limbeck.train.loop import State, Trainer
+from limbeck.train.mesh import Mesh, whole_state
+from limbeck.train.optim import LossScale, adamw, rate_factor
+
+log = logging.getLogger(__name__)
+
+CURVE_POINTS = 10
+"""How often agreement is measured on the way, for the curve in the report."""
+
+CURVE_SAMPLES = 32
+"""Held-out samples of that curve; the report's own figures use all."""
+
+FP16_SCALE = 2.0**16
+"""Where fp16 loss scaling starts; it finds its own level within a few steps."""
+
+
+def run(recipe: Recipe, out: Path, resume: bool = False) -> Report:
+    """Distil as the recipe says; leaves student, metrics, checkpoints and report in `out`.
+
+    Raises:
+        RecipeError: the recipe cannot work, `out` is in use, or holds another recipe's run.
+        LimbeckError: it failed on the way; the message says what to do.
+    """
+    facts = check(recipe)
+    with ExitStack() as stack:
+        mesh = Mesh(recipe.train.parallel, recipe.train.device)
+        stack.callback(mesh.close)
+        stack.enter_context(claimed(out, resume, mesh))
+        if mesh.main:
+            write_text(out / "recipe.yaml", dump(recipe))
+        mesh.barrier()
+        try:
+            return _Run(recipe, facts, out, mesh).go()
+        except torch.OutOfMemoryError as error:
+            raise LimbeckError(
+                "out of memory: raise train.accumulate (now "
+                f"{recipe.train.accumulate}) or lower train.batch_tokens, and run again with"
+                f" --resume; {str(error).splitlines()[0]}"
+            ) from error
+
+
+@contextmanager
+def claimed(out: Path, resume: bool, mesh: Mesh) -> Iterator[None]:
+    """Hold `out` for this run alone.
+
+    Raises:
+        RecipeError: it holds a run already and `resume` is off, or another run is using it.
+    """
+    if not mesh.main:
+        yield
+        return
+    if out.exists() and not out.is_dir():
+        raise RecipeError("--out", f"{out} is a file, not a folder")
+    if (out / "recipe.yaml").exists() and not resume:
+        raise RecipeError("--out", f"{out} holds a run; go on with --resume or give another folder")
+    if out.is_dir() and any(out.iterdir()) and not (out / "recipe.yaml").exists():
+        raise RecipeError("--out", f"{out} is not empty and holds no run; give another folder")
+    out.mkdir(parents=True, exist_ok=True)
+    with (out / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise RecipeError("--out", f"{out} is in use by another run") from None
+        sweep(out)
+        yield
+
+
+@dataclass
+class Arm:
+    """A student that was trained, and how that went."""
+
+    student: CausalModel
+    state: State
+    batches: Batches
+
+
+class _Run:
+    """The parts of one run, opened once and shared by its arms."""
+
+    def __init__(self, recipe: Recipe, facts: Facts, out: Path, mesh: Mesh) -> None:
+        self.recipe, self.facts, self.out, self.mesh = recipe, facts, out, mesh
+        self.teachers = {
+            name: load_teacher(spec, mesh.device, recipe.student.max_length)
+            for name, spec in recipe.teachers.items()
+        }
+        if mesh.parallel == "fsdp":
+            for teacher in self.teachers.values():
+                teacher.module = mesh.wrap(teacher.module, trains=False)
+        self.teacher = next(iter(self.teachers.values()), None)
+        self.holdout: list[Sample] = recipe.source.open(recipe.seed).holdout
+
+    def go(self) -> Report:
+        """Measure, train, measure, train the control, report."""
+        scores: dict[str, dict[str, Score]] = {}
+        if self.teacher is not None:
+            scores["teacher"] = self.measured("teacher", self.teacher)
+        student = self.new_student()
+        scores["before"] = self.measured("before", student)
+        arm = self.train(student, self.recipe.terms, self.out, "distilling")
+        self.save(arm.student)
+        scores["after"] = self.measured("after", arm.student)
+        speeds = {"student": self.speed(arm.student), "teacher": self.speed(self.teacher)}
+        if self.recipe.compare == "labels":
+            terms = (Term(objective=CrossEntropy()),)
+            control = self.train(self.new_student(), terms, self.out / "control", "labels only")
+            scores["control"] = self.measured("control", control.student)
+        report = make_report(
+            self.recipe,
+            recipe_sha256=sha256(self.recipe),
+            teacher=self.teacher_facts(),
+            student={"name": arm.student.name, "parameters": self.facts.student_parameters},
+            arms=Arms(**scores),
+            state=arm.state,
+            batches=arm.batches,
+            speeds=speeds,
+            peak_memory_bytes=peak_memory(self.mesh.device),
+        )
+        if self.mesh.main:
+            report.write(self.out)
+        self.mesh.barrier()
+        return report
+
+    def new_student(self) -> CausalModel:
+        """The student before training; the same weights each time."""
+        recipe = self.recipe
+        student = load_student(recipe.student, recipe.teachers, self.mesh.device, recipe.seed)
+        student.module = self.mesh.wrap(student.module, trains=True, compute=student.autocast)
+        return student
+
+    def train(self, student: CausalModel, terms: Sequence[Term], folder: Path, title: str) -> Arm:
+        """Train one arm from its newest checkpoint, or from the start."""
+        recipe, train, mesh = self.recipe, self.recipe.train, self.mesh
+        batches = Batches(
+            recipe.source.open(recipe.seed), student, train.batch_tokens, recipe.seed
+        )
+        half = recipe.student.dtype == "float16"
+        checkpoints = Checkpoints(
+            folder / "checkpoints",
+            recipe=training_sha256(recipe),
+            every=train.save_every,
+            keep=train.keep,
+        )
+        owned = {f"terms.{i}": t.objective for i, t in enumerate(terms)}
+        modules = torch.nn.ModuleDict(
+            {k.replace(".", "_"): m for k, m in owned.items() if isinstance(m, torch.nn.Module)}
+        ).to(mesh.device)
+        parameters = [*student.module.named_parameters(), *modules.named_parameters()]
+        trainer = Trainer(
+            student=student,
+            readers={n: r for n, r in self.teachers.items() if n in {t.teacher for t in terms}},
+            batches=batches,
+            terms=terms,
+            optimizer=adamw(parameters, rate=train.learning_rate, decay=train.weight_decay),
+            rate=partial(_rate, recipe),
+            mesh=mesh,
+            steps=train.steps,
+            clip=train.clip,
+            accumulate=train.accumulate,
+            patience=train.patience,
+            seed=recipe.seed,
+            state=State(scale=LossScale(FP16_SCALE if half else 1.0, active=half)),
+        )
+        checkpoints.trainer = trainer
+        done = checkpoints.resume()
+        if done and mesh.main:
+            log.info("%s: going on from step %d", title, done)
+        with ExitStack() as stack:
+            listeners: list[Any] = []
+            if (curve := self.curve(student)) is not None:
+                listeners.append(Evaluate(curve, max(1, train.steps // CURVE_POINTS)))
+            if mesh.main:
+                listeners.append(stack.enter_context(Metrics(folder / "metrics.jsonl", done)))
+                listeners.append(stack.enter_context(Display(title, train.steps, done)))
+            advice = f"go on with: limbeck run RECIPE --out {self.out} --resume"
+            listeners.append(checkpoints)
+            listeners.append(
+                stack.enter_context(Interruption(mesh, checkpoints.save, advice))
+            )
+            trainer.listeners = listeners
+            trainer.train()
+        return Arm(student, trainer.state, batches)
+
+    def curve(self, student: CausalModel) -> Any:
+        """Measures agreement on a few held-out samples, where there is a teacher to agree with."""
+        few = self.holdout[:CURVE_SAMPLES]
+        if self.teacher is None or not few or self.teacher.vocabulary != student.vocabulary:
+            return None
+        return lambda: {
+            name: score.value
+            for name, score in Agreement().measure(student, self.teacher, few).items()
+        }
+
+    def measured(self, arm: str, model: CausalModel) -> dict[str, Score]:
+        """The evaluations' scores of one model; a resumed run does not measure again."""
+        path = self.out / "evals.json"
+        known: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+        if arm not in known:
+            scores = run_suite(self.recipe.evals, model, self.teacher, self.holdout)
+            known[arm] = {name: score.to_json() for name, score in scores.items()}
+            self.mesh.barrier()
+            if self.mesh.main:
+                write_json(path, known)
+            self.mesh.barrier()
+        return {name: Score.from_json(value) for name, value in known[arm].items()}
+
+    def speed(self, model: CausalModel | None) -> float | None:
+        """Generated tokens per second on held-out prompts; None where there are none."""
+        prompts = [replace(s, turns=s.prompt) for s in self.holdout if s.prompt and s.completion]
+        if model is None or not prompts or not self.recipe.evals:
+            return None
+        return tokens_per_second(model, prompts[:CURVE_SAMPLES], max_tokens=64)
+
+    def save(self, student: CausalModel) -> None:
+        """Write the student's folder."""
+        weights = whole_state(student.transformer)
+        if self.mesh.main:
+            save_student(
+                student, weights, self.out / "student", DTYPES[self.recipe.student.dtype]
+            )
+        self.mesh.barrier()
+
+    def teacher_facts(self) -> Mapping[str, Any] | None:
+        """Name and size of the first teacher."""
+        if self.teacher is None:
+            return None
+        name = next(iter(self.recipe.teachers))
+        return {"name": self.teacher.name, "parameters": self.facts.teacher_parameters[name]}
+
+
+def _rate(recipe: Recipe, step: int) -> float:
+    train = recipe.train
+    return train.learning_rate * rate_factor(train.schedule, step, train.steps, train.warmup)
+
+
+def peak_memory(device: torch.device) -> int:
+    """Most bytes that were in use: of the GPU where there is one, else of this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024  # Linux counts in KiB

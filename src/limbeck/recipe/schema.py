@@ -1,0 +1,95 @@
+"""What a recipe may say. Frozen values; `recipe/resolve.py` makes them from YAML and checks them."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from limbeck.core.protocols import Objective
+
+Positive = Annotated[int, Field(gt=0)]
+PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Term:
+    """One part of the loss: an objective, the teacher it listens to, and how much it counts.
+
+    Attributes:
+        objective: a value such as `objectives.ForwardKL(temperature=2.0)`.
+        teacher: name of the teacher; may be left out where the recipe has only one.
+        weight: factor in the sum of all terms.
+        channel: only rows of samples with this channel; None takes all.
+        name: key of its curve in the metrics; by default the objective's kind.
+    """
+
+    objective: Objective
+    teacher: str | None = None
+    weight: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1.0
+    channel: str | None = None
+    name: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Train:
+    """How long and how fast.
+
+    Attributes:
+        steps: optimizer steps.
+        batch_tokens: tokens of one step, over all processes and accumulation, without padding.
+        learning_rate: at the top of the schedule.
+        schedule: what follows the warm-up: `cosine`, `linear`, `wsd` (flat, then down over the
+            last fifth) or `constant`.
+        warmup: share of the steps in which the rate rises.
+        weight_decay: AdamW's, on matrices only.
+        clip: largest gradient norm.
+        accumulate: micro-batches of a step per process; raise it when memory runs out.
+        parallel: with torchrun, `ddp` copies the model to each process, `fsdp` splits it.
+        device: `auto`, `cpu`, `cuda` ...
+        save_every: steps between checkpoints.
+        keep: how many checkpoints stay.
+        patience: non-finite steps in a row before the run stops.
+    """
+
+    steps: Positive = 500
+    batch_tokens: Positive = 16384
+    learning_rate: PositiveFloat = 3.0e-4
+    schedule: Literal["cosine", "linear", "wsd", "constant"] = "cosine"
+    warmup: Fraction = 0.05
+    weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.01
+    clip: PositiveFloat = 1.0
+    accumulate: Positive = 1
+    parallel: Literal["ddp", "fsdp"] = "ddp"
+    device: str = "auto"
+    save_every: Positive = 100
+    keep: Positive = 2
+    patience: Positive = 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Price:
+    """US dollars per device-hour, from which the report computes the cost of 1,000 tokens."""
+
+    teacher_usd_per_hour: PositiveFloat | None = None
+    student_usd_per_hour: PositiveFloat | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """A whole run.
+
+    `student`, `source`, each teacher and each evaluation are values of a registered kind.
+    `compare: labels` adds a control arm: the same student, data and steps on hard labels alone.
+    """
+
+    student: Any
+    source: Any
+    terms: tuple[Term, ...]
+    teachers: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    train: Train = Train()
+    evals: tuple[Any, ...] = ()
+    compare: Literal["labels"] | None = None
+    price: Price = Price()
+    seed: Annotated[int, Field(ge=0)] = 0

@@ -1,0 +1,164 @@
+"""Samples from files or the hub, shuffled anew each epoch, resumable at any row."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Annotated, Any, ClassVar
+
+import torch
+from pydantic import Field
+
+from limbeck.core.errors import DataError
+from limbeck.core.random import stream
+from limbeck.core.registry import register
+from limbeck.core.types import Sample, Turn
+from limbeck.sources.files import Rows, open_rows
+
+HOLDOUT_SHARE = 0.1
+"""At most this share of the rows is held out when `holdout` is a number."""
+
+
+@register("source", "dataset")
+@dataclass(frozen=True, kw_only=True)
+class Dataset:
+    """Rows of `{prompt, completion}`, `{messages}` or `{text}` from a file, a folder or the hub.
+
+    Attributes:
+        path: a .jsonl or .parquet file, a folder of them, or a hub id.
+        split: which split of a hub dataset.
+        columns: renames, such as `{prompt: question, completion: answer}`.
+        holdout: how many rows to keep from training for evaluation (at most a tenth), or the
+            path of a file of held-out rows.
+    """
+
+    ahead: ClassVar[bool] = True
+
+    path: str
+    split: str = "train"
+    columns: Mapping[str, str] = field(default_factory=dict[str, str])
+    holdout: Annotated[int, Field(ge=0)] | str = 64
+
+    def open(self, seed: int) -> "DatasetStream":
+        """Read and check every row, set the held-out rows aside, and start the stream.
+
+        Raises:
+            DataError: a row is malformed (the message names file and line), or there is none.
+        """
+        samples = _Samples(open_rows(self.path, self.split), self.columns)
+        if isinstance(self.holdout, str):
+            held = list(_Samples(open_rows(self.holdout, self.split), self.columns))
+            rows = torch.arange(len(samples))
+        else:
+            count = min(self.holdout, int(len(samples) * HOLDOUT_SHARE))
+            order = torch.randperm(len(samples), generator=stream(seed, "holdout"))
+            held = [samples[int(index)] for index in order[:count].sort().values]
+            rows = order[count:].sort().values
+        return DatasetStream(samples, rows, held, seed)
+
+
+class DatasetStream:
+    """Endless samples; epoch e visits the rows in the order drawn from (seed, e)."""
+
+    ahead = True
+
+    def __init__(
+        self, samples: Sequence[Sample], rows: torch.Tensor, holdout: list[Sample], seed: int
+    ) -> None:
+        self.samples, self.rows, self.holdout, self.seed = samples, rows, holdout, seed
+        self.epoch, self.index = 0, 0
+        self._order = self._shuffled()
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __iter__(self) -> Iterator[Sample]:
+        return self
+
+    def __next__(self) -> Sample:
+        if self.index == len(self._order):
+            self.epoch, self.index = self.epoch + 1, 0
+            self._order = self._shuffled()
+        sample = self.samples[int(self._order[self.index])]
+        self.index += 1
+        return sample
+
+    def state_dict(self) -> dict[str, Any]:
+        """Epoch and row within it."""
+        return {"epoch": self.epoch, "index": self.index}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from a `state_dict`."""
+        self.epoch, self.index = int(state["epoch"]), int(state["index"])
+        self._order = self._shuffled()
+
+    def _shuffled(self) -> torch.Tensor:
+        generator = stream(self.seed, "data", self.epoch)
+        return self.rows[torch.randperm(len(self.rows), generator=generator)]
+
+
+class _Samples(Sequence[Sample]):
+    """Rows seen as samples; all of them are checked once, up front."""
+
+    def __init__(self, rows: Rows, columns: Mapping[str, str]) -> None:
+        self.rows, self.columns = rows, columns
+        for _ in self:
+            pass
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: Any) -> Any:
+        row = dict(self.rows[index])
+        for ours, theirs in self.columns.items():
+            if theirs not in row:
+                raise DataError(f"{self.rows.place(index)}: no column {theirs!r}")
+            row[ours] = row.pop(theirs)
+        try:
+            return to_sample(row, self.rows.place(index))
+        except ValueError as error:
+            raise DataError(f"{self.rows.place(index)}: {error}") from None
+
+
+def to_sample(row: Mapping[str, Any], name: str) -> Sample:
+    """A row as a sample; `id`, `weight` and `channel` are taken where the row has them.
+
+    Raises:
+        ValueError: the row has none of the three forms, or a value of the wrong type.
+    """
+    if "messages" in row:
+        turns = _turns(row["messages"], "messages", None)
+    elif "prompt" in row:
+        turns = _turns(row["prompt"], "prompt", False)
+        if row.get("completion") is not None:
+            turns += _turns(row["completion"], "completion", True)
+    elif "text" in row:
+        turns = _turns(row["text"], "text", True)
+    else:
+        raise ValueError(
+            "a row needs `prompt` and `completion`, or `messages`, or `text`; it has "
+            + (", ".join(f"`{key}`" for key in row) or "nothing")
+        )
+    weight = row.get("weight", 1.0)
+    if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 <= weight < 1e9:
+        raise ValueError(f"`weight` is {weight!r}, not a number >= 0")
+    return Sample(
+        id=str(row.get("id", name)),
+        turns=turns,
+        weight=float(weight),
+        channel=str(row.get("channel", "main")),
+    )
+
+
+def _turns(value: Any, name: str, learn: bool | None) -> tuple[Turn, ...]:
+    """Text or messages as turns; `learn` None means the assistant's words."""
+    if isinstance(value, str) and learn is not None:
+        return (Turn(text=value, learn=learn),)
+    if not isinstance(value, list):
+        raise ValueError(f"`{name}` is {type(value).__name__}, not text or a list of messages")
+    turns: list[Turn] = []
+    for message in value:
+        if not isinstance(message, dict) or not isinstance(message.get("content"), str):
+            raise ValueError(f"`{name}` holds {message!r:.60}, not {{role, content}}")
+        role = str(message.get("role", ""))
+        mine = role == "assistant" if learn is None else learn
+        turns.append(Turn(text=message["content"], role=role or "user", learn=mine))
+    return tuple(turns)

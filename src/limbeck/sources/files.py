@@ -1,0 +1,164 @@
+"""Rows of JSONL and Parquet files and of hub datasets, read lazily and named by their place."""
+
+import json
+import weakref
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from limbeck.core.errors import DataError
+
+Row = Mapping[str, Any]
+
+
+class Rows(Protocol):
+    """A sequence of rows, each of which knows where it stands."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Row: ...
+
+    def place(self, index: int) -> str:
+        """`FILE:LINE` or `NAME[ROW]`, for messages."""
+        ...
+
+
+class JsonLines:
+    """A .jsonl file; only the byte offset of each line is kept in memory."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._file = path.open("rb")
+        weakref.finalize(self, self._file.close)
+        starts: list[int] = []
+        numbers: list[int] = []
+        offset = 0
+        for number, line in enumerate(self._file, start=1):
+            if line.strip():
+                starts.append(offset)
+                numbers.append(number)
+            offset += len(line)
+        self._starts = np.array(starts, dtype=np.int64)
+        self._numbers = np.array(numbers, dtype=np.int64)
+
+    def __len__(self) -> int:
+        return len(self._starts)
+
+    def __getitem__(self, index: int) -> Row:
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        self._file.seek(int(self._starts[index]))
+        line = self._file.readline()
+        try:
+            row: Any = json.loads(line)
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            reason = getattr(error, "msg", "not UTF-8")
+            raise DataError(f"{self.place(index)}: not JSON: {reason}") from None
+        if not isinstance(row, dict):
+            raise DataError(f"{self.place(index)}: not a JSON object: {str(row)[:60]!r}")
+        return row
+
+    def place(self, index: int) -> str:
+        """File and line, from 1."""
+        return f"{self.path}:{self._numbers[index]}"
+
+
+class Table:
+    """Rows of a `datasets` table (Parquet or hub)."""
+
+    def __init__(self, table: Any, name: str) -> None:
+        self.table, self.name = table, name
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def __getitem__(self, index: int) -> Row:
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        return self.table[index]
+
+    def place(self, index: int) -> str:
+        """Name and row, from 0."""
+        return f"{self.name}[{index}]"
+
+
+class Chain:
+    """Several files, one after the other."""
+
+    def __init__(self, parts: Sequence[Rows]) -> None:
+        self.parts = parts
+        self._ends = np.cumsum([len(part) for part in parts])
+
+    def __len__(self) -> int:
+        return int(self._ends[-1])
+
+    def _find(self, index: int) -> tuple[Rows, int]:
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        part = int(np.searchsorted(self._ends, index, side="right"))
+        return self.parts[part], index - int(self._ends[part - 1] if part else 0)
+
+    def __getitem__(self, index: int) -> Row:
+        part, inner = self._find(index)
+        return part[inner]
+
+    def place(self, index: int) -> str:
+        """Where the part says the row stands."""
+        part, inner = self._find(index)
+        return part.place(inner)
+
+
+def open_rows(path: str, split: str) -> Rows:
+    """Rows of a .jsonl or .parquet file, a folder of such files (by name), or a hub dataset.
+
+    Raises:
+        DataError: nothing is there, the kind of file is unknown, or it has no rows.
+    """
+    place = Path(path).expanduser()
+    if place.is_dir():
+        files = sorted(f for f in place.iterdir() if f.suffix in (".jsonl", ".parquet"))
+        if not files:
+            raise DataError(f"{path}: the folder holds no .jsonl or .parquet file")
+        rows: Rows = Chain([_open_file(file) for file in files])
+    elif place.exists():
+        rows = _open_file(place)
+    elif place.suffix in (".jsonl", ".parquet", ".json", ".csv") or path.startswith((".", "/", "~")):
+        raise DataError(f"{path}: no such file or folder")
+    else:
+        rows = _open_hub(path, split)
+    if not len(rows):
+        raise DataError(f"{path}: there are no rows")
+    return rows
+
+
+def _open_file(path: Path) -> Rows:
+    if path.suffix == ".jsonl":
+        return JsonLines(path)
+    if path.suffix == ".parquet":
+        import datasets
+
+        try:
+            # The table is read into memory: no cache folder to go stale or be left half written.
+            table: Any = datasets.Dataset.from_parquet(str(path), keep_in_memory=True)
+        except Exception as error:  # pyarrow and datasets raise many kinds for a bad file
+            raise DataError(f"{path}: not a readable Parquet file: {_one_line(error)}") from None
+        return Table(table, str(path))
+    raise DataError(f"{path}: unknown kind of file {path.suffix!r}; give .jsonl or .parquet")
+
+
+def _open_hub(name: str, split: str) -> Rows:
+    import datasets
+
+    try:
+        table: Any = datasets.load_dataset(name, split=split)
+    except Exception as error:  # network, name, split: all are told the same way
+        raise DataError(
+            f"{name}: no such file, and the hub gave no dataset ({_one_line(error)})"
+        ) from None
+    return Table(table, name)
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]

@@ -1,0 +1,129 @@
+"""One process, DDP or FSDP2: the few verbs that differ between them."""
+
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any, Literal
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.nn.parallel import DistributedDataParallel
+
+from limbeck.core.errors import RecipeError
+from limbeck.models.load import decoder_layers
+
+TIMEOUT = timedelta(minutes=10)
+"""After this long without an answer from another process the run stops instead of hanging."""
+
+
+class Mesh:
+    """The processes that train together, as torchrun started them; one where it did not.
+
+    Args:
+        parallel: `ddp` keeps the whole model on each process, `fsdp` splits it.
+        device: `auto` takes the local GPU where there is one.
+    """
+
+    def __init__(self, parallel: Literal["ddp", "fsdp"] = "ddp", device: str = "auto") -> None:
+        self.parallel = parallel
+        self.rank = int(os.environ.get("RANK", "0"))
+        self.size = int(os.environ.get("WORLD_SIZE", "1"))
+        kind = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+        if kind == "cuda" and self.size > 1:
+            kind = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
+        try:
+            self.device = torch.device(kind)
+            torch.empty(0, device=self.device)
+        except (RuntimeError, AssertionError) as error:
+            reason = str(error).splitlines()[0]
+            raise RecipeError("train.device", f"{device!r} cannot be used: {reason}") from None
+        if self.device.type == "cuda":
+            torch.cuda.set_device(self.device)
+        self._started = self.size > 1 and not dist.is_initialized()
+        if self._started:
+            backend = "nccl" if self.device.type == "cuda" else "gloo"
+            dist.init_process_group(backend, timeout=TIMEOUT)
+
+    def close(self) -> None:
+        """Leave the process group, if this mesh joined it."""
+        if self._started:
+            dist.destroy_process_group()
+
+    @property
+    def main(self) -> bool:
+        """Whether this process writes files and talks to the user."""
+        return self.rank == 0
+
+    def wrap(self, module: nn.Module, *, trains: bool, compute: torch.dtype | None = None) -> Any:
+        """The module ready to run on this mesh; a frozen one is only split, never copied."""
+        if self.size == 1:
+            return module
+        if self.parallel == "ddp":
+            return DistributedDataParallel(module) if trains else module
+        policy = MixedPrecisionPolicy(
+            param_dtype=compute, reduce_dtype=torch.float32 if compute else None
+        )
+        for layer in decoder_layers(module):
+            fully_shard(layer, mp_policy=policy)
+        return fully_shard(module, mp_policy=policy)
+
+    @contextmanager
+    def accumulating(self, module: nn.Module, *, last: bool) -> Iterator[None]:
+        """Exchange gradients only in the last micro-batch of a step."""
+        if isinstance(module, DistributedDataParallel) and not last:
+            with module.no_sync():
+                yield
+            return
+        if isinstance(module, FSDPModule):
+            module.set_requires_gradient_sync(last)
+        yield
+
+    def sum(self, values: Tensor) -> Tensor:
+        """The sum over all processes, in place."""
+        if self.size > 1:
+            dist.all_reduce(values)
+        return values
+
+    def average_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
+        """For parameters outside the wrapped module, such as an objective's projector."""
+        if self.size > 1:
+            for parameter in parameters:
+                if parameter.grad is not None:
+                    self.sum(parameter.grad).div_(self.size)
+
+    def barrier(self) -> None:
+        """Wait for all processes."""
+        if self.size > 1:
+            dist.barrier()
+
+
+def whole(value: Tensor) -> Tensor:
+    """A copy on the CPU of all of a tensor, gathered where it is split (all processes must call)."""
+    full = value.full_tensor() if isinstance(value, DTensor) else value
+    return full.detach().to("cpu", copy=True).contiguous()
+
+
+def whole_state(module: nn.Module) -> dict[str, Tensor]:
+    """A module's state dict as whole CPU tensors; a tied weight comes once, under its first name.
+
+    All processes must call.
+    """
+    state: dict[str, Tensor] = {}
+    seen: set[int] = set()
+    for name, value in module.state_dict(keep_vars=True).items():
+        if id(value) not in seen:
+            seen.add(id(value))
+            state[name] = whole(value)
+    return state
+
+
+def place(value: Tensor, like: Tensor) -> Tensor:
+    """A whole tensor put on the device of `like`, and split as `like` is."""
+    value = value.to(device=like.device, dtype=like.dtype)
+    if isinstance(like, DTensor):
+        return distribute_tensor(value, like.device_mesh, like.placements)
+    return value

@@ -1,0 +1,101 @@
+"""What many tests need: the folder of shared assets, a tiny tokenizer, tiny models and data."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+WORDS = "the cat sat on a mat and saw two dogs run past three old red trees near the river".split()
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The assets beside the checkout; tests that need them skip where they are absent."""
+    folder = Path(__file__).resolve().parents[2] / "shared"
+    if not folder.exists():
+        pytest.skip("the folder of shared assets is absent")
+    return folder
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _one_thread():
+    """Two test workers with two threads each would fight over two cores."""
+    import torch
+
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def tokenizer():
+    """A 320-token byte-level tokenizer with a simple chat template."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    raw = Tokenizer(models.BPE())
+    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    raw.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=320,
+        special_tokens=["<pad>", "<bos>", "<eos>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    raw.train_from_iterator([" ".join(WORDS)] * 4, trainer)
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=raw, bos_token="<bos>", eos_token="<eos>", pad_token="<pad>"
+    )
+    fast.chat_template = (
+        "{% for m in messages %}[{{ m.role }}] {{ m.content }}<eos>\n{% endfor %}"
+        "{% if add_generation_prompt %}[assistant] {% endif %}"
+    )
+    return fast
+
+
+def tiny_config(vocabulary: int, **changes):
+    """A two-layer Llama of 16 units."""
+    from transformers import LlamaConfig
+
+    sizes = {
+        "vocab_size": vocabulary,
+        "hidden_size": 16,
+        "intermediate_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "max_position_embeddings": 256,
+        "tie_word_embeddings": True,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "pad_token_id": 0,
+    }
+    return LlamaConfig(**{**sizes, **changes})
+
+
+@pytest.fixture(scope="session")
+def tiny_teacher(tokenizer, tmp_path_factory) -> Path:
+    """A folder with random weights, large enough that its distribution is not flat."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    folder = tmp_path_factory.mktemp("models") / "teacher"
+    torch.manual_seed(0)
+    config = tiny_config(len(tokenizer), num_hidden_layers=4, initializer_range=0.4)
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_data(tmp_path_factory) -> Path:
+    """Sixty rows of prompt and completion, of many lengths."""
+    path = tmp_path_factory.mktemp("data") / "rows.jsonl"
+    with path.open("w") as file:
+        for row in range(60):
+            prompt = " ".join(WORDS[(row + k) % len(WORDS)] for k in range(3 + row % 5))
+            answer = " ".join(WORDS[(row * 7 + k) % len(WORDS)] for k in range(2 + row % 11))
+            file.write(json.dumps({"prompt": prompt + "\n", "completion": answer}) + "\n")
+    return path

@@ -1,0 +1,138 @@
+"""Encoding: what is learnt, where tokens stand in the text, what is cut."""
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from limbeck.core.errors import DataError
+from limbeck.core.types import NO_OFFSET, Sample, Turn
+from limbeck.models.encode import Encoder
+
+TEXT = st.text(st.characters(blacklist_categories=["Cs"]), max_size=40)
+
+
+def pair_of(prompt: str, completion: str) -> Sample:
+    return Sample(id="s", turns=(Turn(text=prompt), Turn(text=completion, learn=True)))
+
+
+def learnt(encoder: Encoder, sample: Sample) -> str:
+    encoding = encoder.encode(sample)
+    return encoder.tokenizer.decode(
+        [i for i, learn in zip(encoding.ids, encoding.learn, strict=True) if learn]
+    )
+
+
+@pytest.fixture(scope="module")
+def encoder(tokenizer):
+    return Encoder(tokenizer, 512)
+
+
+def test_only_the_completion_and_its_end_are_learnt(encoder):
+    assert learnt(encoder, pair_of("the cat\n", "sat on")) == "sat on<eos>"
+
+
+def test_padding_and_eos_that_are_the_same_token_still_teach_the_end(tokenizer):
+    import copy
+
+    same = copy.deepcopy(tokenizer)
+    same.pad_token = same.eos_token
+    encoder = Encoder(same, 512)
+    view = encoder.collate([encoder.encode(pair_of("a\n", "mat")), encoder.encode(pair_of("a\n", "mat on a mat"))])
+    assert (view.labels == same.eos_token_id).sum() == 2
+
+
+def test_first_completion_token_is_predicted_from_the_last_prompt_token(encoder):
+    encoding = encoder.encode(pair_of("the cat\n", "sat"))
+    view = encoder.collate([encoding])
+    first = encoding.learn.index(True)
+    assert view.rows[0] == first - 1
+    assert view.labels[0] == encoding.ids[first]
+
+
+def test_a_conversation_teaches_every_assistant_turn_and_its_end_mark(encoder):
+    turns = (
+        Turn(role="user", text="the cat"),
+        Turn(role="assistant", text="sat", learn=True),
+        Turn(role="user", text="two dogs"),
+        Turn(role="assistant", text="run past", learn=True),
+    )
+    assert learnt(encoder, Sample(id="s", turns=turns)) == "sat<eos>run past<eos>"
+
+
+def test_repeated_words_in_a_conversation_are_not_confused(encoder):
+    turns = (
+        Turn(role="user", text="cat"),
+        Turn(role="assistant", text="cat", learn=True),
+        Turn(role="user", text="cat"),
+    )
+    encoding = encoder.encode(Sample(id="s", turns=turns))
+    assert learnt(encoder, Sample(id="s", turns=turns)) == "cat<eos>"
+    words = [(s, e) for s, e in zip(encoding.starts, encoding.ends, strict=True) if e > s >= 0]
+    assert min(words)[0] == 0
+    assert max(words)[1] == 9
+
+
+def test_a_conversation_without_template_says_what_to_do(tokenizer):
+    import copy
+
+    bare = copy.deepcopy(tokenizer)
+    bare.chat_template = None
+    with pytest.raises(DataError, match="no chat template"):
+        Encoder(bare, 64).encode(Sample(id="r7", turns=(Turn(role="user", text="hi"),)))
+
+
+def test_a_template_that_rewrites_history_is_refused(tokenizer):
+    import copy
+
+    odd = copy.deepcopy(tokenizer)
+    odd.chat_template = "{{ messages | length }}{% for m in messages %}{{ m.content }};{% endfor %}"
+    turns = (Turn(role="user", text="a"), Turn(role="assistant", text="b", learn=True))
+    with pytest.raises(DataError, match="rewrites earlier turns"):
+        Encoder(odd, 64).encode(Sample(id="s", turns=turns))
+
+
+def test_what_does_not_fit_is_cut_and_counted(tokenizer, encoder):
+    sample = pair_of("the cat\n", "sat on a mat and saw two dogs")
+    whole = encoder.encode(sample)
+    cut = Encoder(tokenizer, 6).encode(sample)
+    assert len(cut.ids) == 6
+    assert cut.truncated == len(whole.ids) - 6
+
+
+@settings(max_examples=100, deadline=None)
+@given(prompt=TEXT, completion=TEXT)
+def test_offsets_cover_the_bytes_of_the_text(tokenizer, prompt, completion):
+    encoder = Encoder(tokenizer, 4096)
+    encoding = encoder.encode(pair_of(prompt, completion))
+    size = len((prompt + completion).encode())
+    spans = [(s, e) for s, e in zip(encoding.starts, encoding.ends, strict=True) if s != NO_OFFSET]
+    assert spans[-1] == (size, size)  # the end-of-sequence token
+    covered = set()
+    for start, end in spans[:-1]:
+        assert 0 <= start < end <= size
+        covered |= set(range(start, end))
+    assert covered == set(range(size))
+
+
+def test_real_tokenizers_learn_the_completion(shared):
+    from transformers import AutoTokenizer
+
+    sample = pair_of("Once upon a time", " there was a naïve 🐈‍⬛ cat.")
+    for folder in sorted((shared / "tokenizers").iterdir()):
+        fast = AutoTokenizer.from_pretrained(folder)
+        encoder = Encoder(fast, 512)
+        encoding = encoder.encode(sample)
+        starts = [s for s, learn in zip(encoding.starts, encoding.learn, strict=True) if learn]
+        assert min(starts) >= len("Once upon a time") - 1, folder.name
+        assert encoding.rows > 5, folder.name
+
+
+def test_a_real_chat_template(shared):
+    from transformers import AutoTokenizer
+
+    encoder = Encoder(AutoTokenizer.from_pretrained(shared / "tokenizers" / "smollm_like"), 512)
+    turns = (
+        Turn(role="user", text="What is 2 + 2?"),
+        Turn(role="assistant", text="It is 4.", learn=True),
+    )
+    assert learnt(encoder, Sample(id="s", turns=turns)) == "It is 4.<|im_end|>"

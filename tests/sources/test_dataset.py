@@ -1,0 +1,111 @@
+"""Data: the forms of a row, files and folders, order, resume, and errors that name the place."""
+
+import json
+
+import pytest
+
+from limbeck.core.errors import DataError
+from limbeck.sources import Dataset
+from limbeck.sources.dataset import to_sample
+
+
+def write(path, rows):
+    path.write_text("".join((r if isinstance(r, str) else json.dumps(r)) + "\n" for r in rows))
+    return str(path)
+
+
+def ids(stream, count):
+    return [next(stream).id for _ in range(count)]
+
+
+def test_three_forms_of_a_row():
+    text = to_sample({"text": "abc"}, "n")
+    assert [(t.text, t.learn) for t in text.turns] == [("abc", True)]
+    plain = to_sample({"prompt": "a", "completion": "b", "id": 7, "weight": 2, "channel": "x"}, "n")
+    assert (plain.id, plain.weight, plain.channel, plain.completion) == ("7", 2.0, "x", "b")
+    chat = to_sample(
+        {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}, "n"
+    )
+    assert [(t.role, t.learn) for t in chat.turns] == [("user", False), ("assistant", True)]
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        ("{oops", "not JSON"),
+        ("[1]", "not a JSON object"),
+        ({"question": "a"}, "a row needs"),
+        ({"prompt": 3, "completion": "b"}, "`prompt` is int"),
+        ({"messages": [{"role": "user"}]}, "not {role, content}"),
+        ({"text": "a", "weight": -1}, "`weight` is -1"),
+        ({"text": "a", "weight": True}, "`weight` is True"),
+    ],
+)
+def test_a_malformed_row_is_named_by_file_and_line(tmp_path, row, reason):
+    path = write(tmp_path / "d.jsonl", [{"text": "fine"}, "", row])
+    with pytest.raises(DataError, match=reason) as error:
+        Dataset(path=path).open(0)
+    assert str(error.value).startswith(f"{path}:3: ")
+
+
+def test_missing_empty_and_unknown_files(tmp_path):
+    with pytest.raises(DataError, match="no such file"):
+        Dataset(path=str(tmp_path / "none.jsonl")).open(0)
+    with pytest.raises(DataError, match="no rows"):
+        Dataset(path=write(tmp_path / "e.jsonl", [])).open(0)
+    (tmp_path / "x.xml").write_text("<a/>")
+    with pytest.raises(DataError, match="unknown kind"):
+        Dataset(path=str(tmp_path / "x.xml")).open(0)
+    (tmp_path / "bad.parquet").write_bytes(b"PAR1 no")
+    with pytest.raises(DataError, match="not a readable Parquet"):
+        Dataset(path=str(tmp_path / "bad.parquet")).open(0)
+
+
+def test_columns_are_renamed(tmp_path):
+    path = write(tmp_path / "q.jsonl", [{"question": "a", "answer": "b"}])
+    dataset = Dataset(path=path, columns={"prompt": "question", "completion": "answer"})
+    assert next(dataset.open(0)).completion == "b"
+    with pytest.raises(DataError, match="no column 'nope'"):
+        Dataset(path=path, columns={"prompt": "nope"}).open(0)
+
+
+def test_parquet_and_folders(tmp_path):
+    import pyarrow
+    import pyarrow.parquet
+
+    table = pyarrow.table({"text": [f"p{i}" for i in range(5)]})
+    pyarrow.parquet.write_table(table, tmp_path / "b.parquet")
+    write(tmp_path / "a.jsonl", [{"text": f"j{i}"} for i in range(5)])
+    stream = Dataset(path=str(tmp_path), holdout=0).open(0)
+    texts = {next(stream).turns[0].text for _ in range(10)}
+    assert texts == {f"{letter}{i}" for letter in "pj" for i in range(5)}
+
+
+def test_each_epoch_visits_every_row_once_in_its_own_order(tmp_path):
+    stream = Dataset(path=write(tmp_path / "d.jsonl", [{"text": str(i)} for i in range(30)])).open(3)
+    count = len(stream)
+    assert count + len(stream.holdout) == 30
+    first, second = ids(stream, count), ids(stream, count)
+    assert first != second
+    assert sorted(first) == sorted(second)
+    assert len(set(first)) == count
+    assert not set(first) & {sample.id for sample in stream.holdout}
+
+
+def test_resume_at_any_row_continues_the_same_stream(tmp_path):
+    dataset = Dataset(path=write(tmp_path / "d.jsonl", [{"text": str(i)} for i in range(7)]))
+    whole = ids(dataset.open(1), 40)
+    for cut in (0, 1, 6, 7, 8, 20):
+        stream = dataset.open(1)
+        ids(stream, cut)
+        again = dataset.open(1)
+        again.load_state_dict(json.loads(json.dumps(stream.state_dict())))
+        assert ids(again, 40 - cut) == whole[cut:]
+
+
+def test_held_out_rows_may_have_their_own_file(tmp_path):
+    path = write(tmp_path / "d.jsonl", [{"text": "a"}] * 3)
+    other = write(tmp_path / "h.jsonl", [{"text": "b"}] * 2)
+    stream = Dataset(path=path, holdout=other).open(0)
+    assert [s.turns[0].text for s in stream.holdout] == ["b", "b"]
+    assert len(stream) == 3
