@@ -9,18 +9,19 @@ from limbeck.core.errors import DataError
 from limbeck.core.types import NO_OFFSET, Encoding
 from limbeck.evals import Perplexity, reading
 from limbeck.evals.perplexity import learnt_bytes
+from limbeck.evals.score import ratio_interval
 from tests.evals.conftest import HOLDOUT, ByteReader, Parrot, sample
 
 
-def reference(model: ByteReader) -> tuple[float, int]:
-    """Nats and tokens of the learnt bytes, one at a time."""
-    nats, tokens = 0.0, 0
-    for item in HOLDOUT:
+def reference(model: ByteReader) -> tuple[list[float], list[float]]:
+    """Each sample's nats and tokens over its learnt bytes, one byte at a time."""
+    nats, tokens = [0.0] * len(HOLDOUT), [0.0] * len(HOLDOUT)
+    for index, item in enumerate(HOLDOUT):
         text = "".join(turn.text for turn in item.turns).encode()
         for end in range(max(1, len(text) - len(item.turns[-1].text.encode())), len(text)):
             logits = model.logits(torch.tensor(list(text[:end])))[-1].double()
-            nats -= float(logits.log_softmax(-1)[text[end]])
-            tokens += 1
+            nats[index] -= float(logits.log_softmax(-1)[text[end]])
+            tokens[index] += 1
     return nats, tokens
 
 
@@ -28,16 +29,18 @@ def reference(model: ByteReader) -> tuple[float, int]:
 def test_scores_are_those_of_the_loop(offers: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reading, "CHUNK_BYTES", 4 * 256 * 5)
     model = ByteReader(3, scale=0.5, offers=frozenset({offers}))
-    nats, tokens = reference(model)
+    each, sizes = reference(model)
+    nats, tokens = math.fsum(each), int(sum(sizes))
     scores = Perplexity(batch_tokens=90).measure(model, None, HOLDOUT)
     perplexity, bits = scores["perplexity"], scores["bits_per_byte"]
     assert perplexity.value == pytest.approx(math.exp(nats / tokens), rel=1e-5)
     assert bits.value == pytest.approx(nats / math.log(2) / tokens, rel=1e-5)  # a token is a byte
     assert perplexity.n == bits.n == tokens
-    for score in scores.values():
-        assert score.better == "lower"
-        assert score.interval95 is not None
-        assert score.interval95[0] < score.value < score.interval95[1]
+    # The unit of the interval is the sample, so each row's nats must go to its own sample.
+    low, high = ratio_interval(each, sizes)[1] or (math.nan, math.nan)
+    assert perplexity.interval95 == pytest.approx((math.exp(low), math.exp(high)), rel=1e-4)
+    assert bits.interval95 == pytest.approx((low / math.log(2), high / math.log(2)), rel=1e-4)
+    assert perplexity.better == bits.better == "lower"
 
 
 def test_a_uniform_model_is_as_perplexed_as_its_vocabulary_is_large() -> None:

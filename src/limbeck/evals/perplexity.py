@@ -70,9 +70,8 @@ class Perplexity:
         }
         sizes = [float(learnt_bytes(encoding)) for encoding in encodings]
         if any(sizes):
-            # A sample that learns only its end-of-sequence token has nats but no byte.
-            kept = [(n / math.log(2), size) for n, size in zip(nats, sizes, strict=True) if size]
-            rate, interval = ratio_interval([bits for bits, _ in kept], [size for _, size in kept])
+            # A sample that learns only its end-of-sequence token has nats but no byte: left out.
+            rate, interval = ratio_interval([n / math.log(2) for n in nats], sizes)
             scores["bits_per_byte"] = Score(
                 value=rate,
                 n=int(sum(sizes)),

@@ -1,0 +1,29 @@
+"""Pure tensor functions from logits to one loss per row: (student, teacher) -> [n].
+
+No mask, shift or reduction happens here; the loop does that once for all of them.
+"""
+
+from limbeck.losses.divergences import (
+    adaptive_kl,
+    forward_kl,
+    jensen_shannon,
+    reverse_kl,
+    skew_forward_kl,
+    skew_reverse_kl,
+    total_variation,
+)
+from limbeck.losses.labels import cross_entropy, logit_mse
+from limbeck.losses.transport import sorted_l1
+
+__all__ = [
+    "adaptive_kl",
+    "cross_entropy",
+    "forward_kl",
+    "jensen_shannon",
+    "logit_mse",
+    "reverse_kl",
+    "skew_forward_kl",
+    "skew_reverse_kl",
+    "sorted_l1",
+    "total_variation",
+]
