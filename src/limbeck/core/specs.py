@@ -1,11 +1,12 @@
 """Light values that name a model: what a recipe says of a student or a teacher, before loading."""
 
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
 from limbeck.core.registry import register
+from limbeck.core.types import Needs
 
 DType = Literal["float32", "bfloat16", "float16"]
 Positive = Annotated[int, Field(gt=0)]
@@ -14,6 +15,8 @@ Positive = Annotated[int, Field(gt=0)]
 @dataclass(frozen=True, kw_only=True)
 class Lora:
     """Low-rank adapters (PEFT) instead of training all weights."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
 
     rank: Positive = 16
     alpha: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 32.0
@@ -72,6 +75,8 @@ class LocalTeacher:
         quantize: load weights in 4 or 8 bit (bitsandbytes).
         trust_remote_code: let the model's folder bring Python code that is then executed.
     """
+
+    offers: ClassVar[Needs] = frozenset({"logits", "chosen", "text"})
 
     name: str
     tokenizer: str | None = None

@@ -12,7 +12,8 @@ from limbeck.losses.divergences import (
     skew_reverse_kl,
     total_variation,
 )
-from limbeck.losses.labels import cross_entropy, logit_mse
+from limbeck.losses.labels import cross_entropy
+from limbeck.losses.regression import logit_mse
 from limbeck.losses.transport import sorted_l1
 
 __all__ = [

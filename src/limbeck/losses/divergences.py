@@ -1,17 +1,22 @@
 """Divergences between two next-token distributions, one value per row.
 
-Logits in, [n, v] -> [n], in nats; argument order is always (student, teacher). Values are computed
-in float32 (float64 stays float64) whatever the inputs. Below, p is the teacher's distribution and
-q the student's, each the softmax of logits / T over the vocabulary that both have: a model whose
-output is padded (151,936 columns beside 152,064) is compared on the columns they share.
+Logits in, [n, v] -> [n] out, in nats; argument order is always (student, teacher). Values are
+computed in float32 whatever the inputs, and in float64 when one of them is. Below, p is the
+teacher's distribution and q the student's, each the softmax of logits / T over the columns that
+both have. All multiply their value by T^2, so that gradients keep their size as T grows (Hinton et
+al. 2015, section 2), unless `scale_by_t2` is False.
 
-All take `temperature` T > 0 and multiply the value by T squared, so that gradients keep their size
-as T grows (Hinton et al. 2015, section 2.1), unless `scale_by_t2` is False. A column that is -inf
-has probability 0 and adds nothing where p log p says so.
+A column that is -inf in both models is as if it were not there. Where one model gives probability
+to what the other rules out, a KL divergence may be infinite: it is then inf, and that row's
+gradient is 0. Gradients flow into both arguments; who wants none in the teacher detaches it.
 """
+
+import math
 
 import torch
 from torch import Tensor
+
+from limbeck.losses.shared import all_finite, check_share, factor, log_probabilities
 
 __all__ = [
     "adaptive_kl",
@@ -34,24 +39,25 @@ def forward_kl(
     Args:
         student: [n, v] logits.
         teacher: [n, w] logits; the first min(v, w) columns are compared.
-        temperature: T, divides both.
+        temperature: T, divides both models' logits.
         scale_by_t2: multiply by T^2.
 
     Returns:
-        [n] nats, >= 0, and 0 with zero gradient where both are equal.
+        [n] nats, >= 0; 0 with zero gradient where p = q.
 
     Raises:
         ValueError: shapes do not fit, or the temperature is not positive.
 
-    Source: Hinton, Vinyals and Dean, "Distilling the Knowledge in a Neural Network" (2015), with
-    the teacher's entropy subtracted, so that it is a KL divergence and not a cross-entropy.
+    Source: Hinton, Vinyals and Dean, "Distilling the Knowledge in a Neural Network"
+    (arXiv 1503.02531), section 2, less the teacher's entropy: a KL divergence, not a cross-entropy.
 
     >>> p, q = torch.tensor([[0.7, 0.2, 0.1]]), torch.tensor([[0.5, 0.3, 0.2]])
     >>> round(forward_kl(q.log(), p.log()).item(), 5)
     0.08512
     """
-    logq, logp = _log_probabilities(student, teacher, temperature)
-    return _kl(logp, logq) * _scale(temperature, scale_by_t2)
+    scale = factor(temperature, scale_by_t2)
+    logq, logp = log_probabilities(student, teacher, temperature)
+    return scale * _kl(logp, logq)
 
 
 def reverse_kl(
@@ -61,17 +67,28 @@ def reverse_kl(
 
     T^2 * sum_i q_i (log q_i - log p_i)
 
-    Arguments, result and errors are those of `forward_kl`.
+    Args:
+        student: [n, v] logits.
+        teacher: [n, w] logits; the first min(v, w) columns are compared.
+        temperature: T, divides both models' logits.
+        scale_by_t2: multiply by T^2.
 
-    Source: Gu et al., "MiniLLM: Knowledge Distillation of Large Language Models" (2023), eq. 1,
-    summed exactly over the vocabulary.
+    Returns:
+        [n] nats, >= 0; 0 with zero gradient where p = q.
+
+    Raises:
+        ValueError: shapes do not fit, or the temperature is not positive.
+
+    Source: Gu et al., "MiniLLM: Knowledge Distillation of Large Language Models"
+    (arXiv 2306.08543), eq. 1, per token and summed exactly over the vocabulary.
 
     >>> p, q = torch.tensor([[0.7, 0.2, 0.1]]), torch.tensor([[0.5, 0.3, 0.2]])
     >>> round(reverse_kl(q.log(), p.log()).item(), 5)
     0.09203
     """
-    logq, logp = _log_probabilities(student, teacher, temperature)
-    return _kl(logq, logp) * _scale(temperature, scale_by_t2)
+    scale = factor(temperature, scale_by_t2)
+    logq, logp = log_probabilities(student, teacher, temperature)
+    return scale * _kl(logq, logp)
 
 
 def jensen_shannon(
@@ -82,37 +99,40 @@ def jensen_shannon(
     temperature: float = 1.0,
     scale_by_t2: bool = True,
 ) -> Tensor:
-    """Generalised Jensen-Shannon divergence; bounded, symmetric at beta = 1/2.
+    """Generalised Jensen-Shannon divergence: bounded, and symmetric at beta = 1/2.
 
     T^2 * (beta KL(p || m) + (1 - beta) KL(q || m)),   m = beta p + (1 - beta) q
 
-    It tends to 0 at both ends; divided by beta it tends to KL(p || q) as beta -> 0, divided by
-    1 - beta to KL(q || p) as beta -> 1.
+    It is 0 at both ends, whatever p and q, so a beta near one of them makes a weak loss. Divided by
+    beta it tends to KL(p || q) as beta -> 0; divided by 1 - beta, to KL(q || p) as beta -> 1.
 
     Args:
         student: [n, v] logits.
-        teacher: [n, w] logits.
-        beta: the teacher's share of the mixture, in [0, 1].
-        temperature: T.
+        teacher: [n, w] logits; the first min(v, w) columns are compared.
+        beta: the teacher's share of the mixture and the weight of its divergence, in [0, 1].
+        temperature: T, divides both models' logits.
         scale_by_t2: multiply by T^2.
 
     Returns:
-        [n] nats, between 0 and T^2 log 2.
+        [n] nats, between 0 and T^2 log 2; finite even where the supports differ.
 
     Raises:
-        ValueError: beta is outside [0, 1], or as in `forward_kl`.
+        ValueError: beta is outside [0, 1], shapes do not fit, or the temperature is not positive.
 
-    Source: Agarwal et al., "On-Policy Distillation of Language Models" (GKD, 2023), eq. 1.
+    Source: Agarwal et al., "On-Policy Distillation of Language Models: Learning from Self-Generated
+    Mistakes" (arXiv 2306.13649), eq. 1.
 
     >>> p, q = torch.tensor([[0.7, 0.2, 0.1]]), torch.tensor([[0.5, 0.3, 0.2]])
     >>> [round(jensen_shannon(q.log(), p.log(), beta=b).item(), 5) for b in (0.1, 0.5, 0.9)]
     [0.00769, 0.0219, 0.00818]
     """
-    _check_share("beta", beta)
-    logq, logp = _log_probabilities(student, teacher, temperature)
-    logm = _log_mixture(logp, logq, beta)
-    value = beta * _kl(logp, logm) + (1 - beta) * _kl(logq, logm)
-    return value * _scale(temperature, scale_by_t2)
+    check_share("beta", beta)
+    scale = factor(temperature, scale_by_t2)
+    logq, logp = log_probabilities(student, teacher, temperature)
+    if beta in (0, 1):
+        return _zero(logq, logp)
+    teachers, students = _skew_kl(logp, logq, beta), _skew_kl(logq, logp, 1 - beta)
+    return scale * (beta * teachers + (1 - beta) * students)
 
 
 def skew_forward_kl(
@@ -123,35 +143,36 @@ def skew_forward_kl(
     temperature: float = 1.0,
     scale_by_t2: bool = True,
 ) -> Tensor:
-    """Forward KL against a mixture, so that its gradient stays bounded.
+    """Forward KL against a mixture, so that no token's gradient explodes.
 
     T^2 * KL(p || alpha p + (1 - alpha) q)
 
-    It is KL(p || q) at alpha = 0, 0 at alpha = 1, and never above -T^2 log alpha.
+    It is KL(p || q) at alpha = 0 and 0 at alpha = 1.
 
     Args:
         student: [n, v] logits.
-        teacher: [n, w] logits.
+        teacher: [n, w] logits; the first min(v, w) columns are compared.
         alpha: the teacher's share of the mixture, in [0, 1].
-        temperature: T.
+        temperature: T, divides both models' logits.
         scale_by_t2: multiply by T^2.
 
     Returns:
-        [n] nats.
+        [n] nats, between 0 and -T^2 log(alpha), which it reaches on disjoint supports.
 
     Raises:
-        ValueError: alpha is outside [0, 1], or as in `forward_kl`.
+        ValueError: alpha is outside [0, 1], shapes do not fit, or the temperature is not positive.
 
     Source: Ko et al., "DistiLLM: Towards Streamlined Distillation for Large Language Models"
-    (2024), definition 1.
+    (arXiv 2402.03898), the skew KL divergence of section 3.
 
     >>> p, q = torch.tensor([[0.7, 0.2, 0.1]]), torch.tensor([[0.5, 0.3, 0.2]])
-    >>> round(skew_forward_kl(q.log(), p.log()).item(), 5)
+    >>> round(skew_forward_kl(q.log(), p.log(), alpha=0.1).item(), 5)
     0.06958
     """
-    _check_share("alpha", alpha)
-    logq, logp = _log_probabilities(student, teacher, temperature)
-    return _kl(logp, _log_mixture(logp, logq, alpha)) * _scale(temperature, scale_by_t2)
+    check_share("alpha", alpha)
+    scale = factor(temperature, scale_by_t2)
+    logq, logp = log_probabilities(student, teacher, temperature)
+    return scale * _skew_kl(logp, logq, alpha)
 
 
 def skew_reverse_kl(
@@ -162,41 +183,68 @@ def skew_reverse_kl(
     temperature: float = 1.0,
     scale_by_t2: bool = True,
 ) -> Tensor:
-    """Reverse KL against a mixture; the gradient flows through the mixture too.
+    """Reverse KL against a mixture, so that it stays bounded where the teacher is certain.
 
     T^2 * KL(q || alpha q + (1 - alpha) p)
 
-    Arguments are those of `skew_forward_kl`, with alpha the student's share.
+    The mixture holds the student too, and the gradient flows through it. It is KL(q || p) at
+    alpha = 0 and 0 at alpha = 1.
 
-    Source: Ko et al., "DistiLLM" (2024), definition 1 with the roles exchanged.
+    Args:
+        student: [n, v] logits.
+        teacher: [n, w] logits; the first min(v, w) columns are compared.
+        alpha: the student's share of the mixture, in [0, 1].
+        temperature: T, divides both models' logits.
+        scale_by_t2: multiply by T^2.
+
+    Returns:
+        [n] nats, between 0 and -T^2 log(alpha), which it reaches on disjoint supports.
+
+    Raises:
+        ValueError: alpha is outside [0, 1], shapes do not fit, or the temperature is not positive.
+
+    Source: Ko et al., "DistiLLM: Towards Streamlined Distillation for Large Language Models"
+    (arXiv 2402.03898), the skew reverse KL divergence of section 3.
 
     >>> p, q = torch.tensor([[0.7, 0.2, 0.1]]), torch.tensor([[0.5, 0.3, 0.2]])
-    >>> round(skew_reverse_kl(q.log(), p.log()).item(), 5)
+    >>> round(skew_reverse_kl(q.log(), p.log(), alpha=0.1).item(), 5)
     0.07283
     """
-    _check_share("alpha", alpha)
-    logq, logp = _log_probabilities(student, teacher, temperature)
-    return _kl(logq, _log_mixture(logq, logp, alpha)) * _scale(temperature, scale_by_t2)
+    check_share("alpha", alpha)
+    scale = factor(temperature, scale_by_t2)
+    logq, logp = log_probabilities(student, teacher, temperature)
+    return scale * _skew_kl(logq, logp, alpha)
 
 
 def total_variation(
     student: Tensor, teacher: Tensor, *, temperature: float = 1.0, scale_by_t2: bool = True
 ) -> Tensor:
-    """Half the L1 distance: the largest difference in probability of any event.
+    """Half the L1 distance: the most by which the two differ on the probability of any event.
 
     T^2 * 1/2 sum_i |p_i - q_i|
 
-    Arguments and errors are those of `forward_kl`; the result is a probability times T^2, not nats.
+    Args:
+        student: [n, v] logits.
+        teacher: [n, w] logits; the first min(v, w) columns are compared.
+        temperature: T, divides both models' logits.
+        scale_by_t2: multiply by T^2.
+
+    Returns:
+        [n], between 0 and T^2: a probability, not nats. The gradient of a tie p_i = q_i is 0.
+
+    Raises:
+        ValueError: shapes do not fit, or the temperature is not positive.
 
     Source: Wen et al., "f-Divergence Minimization for Sequence-Level Knowledge Distillation"
-    (2023), section 3.
+    (arXiv 2307.15190), the TVD distillation loss, per token.
 
     >>> p, q = torch.tensor([[0.7, 0.2, 0.1]]), torch.tensor([[0.5, 0.3, 0.2]])
     >>> round(total_variation(q.log(), p.log()).item(), 5)
     0.2
     """
-    logq, logp = _log_probabilities(student, teacher, temperature)
-    return 0.5 * (logp.exp() - logq.exp()).abs().sum(-1) * _scale(temperature, scale_by_t2)
+    scale = factor(temperature, scale_by_t2)
+    logq, logp = log_probabilities(student, teacher, temperature)
+    return scale * 0.5 * (logp.exp() - logq.exp()).abs().sum(-1)
 
 
 def adaptive_kl(
@@ -207,104 +255,89 @@ def adaptive_kl(
     temperature: float = 1.0,
     scale_by_t2: bool = True,
 ) -> Tensor:
-    """Forward and reverse KL, weighted by where the two distributions differ.
+    """Forward KL where the head of the distribution is off, reverse KL where its tail is.
 
     T^2 * (w KL(p || q) + (1 - w) KL(q || p)),   w = g_head / (g_head + g_tail)
 
-    g sums |p_i - q_i| over the head (the teacher's most likely tokens, the fewest that together
-    reach probability mu) and over the tail (all others). The weight is a constant to the gradient,
-    and 1/2 where both gaps are 0.
+    The head is the teacher's most likely tokens, as few as reach probability mu together, with the
+    token that crosses it; of equally likely ones, the lower id comes first. The tail is all others.
+    g sums |p_i - q_i| over each. The weight w is a constant to the gradient, and 1/2 where both
+    gaps are 0.
 
     Args:
         student: [n, v] logits.
-        teacher: [n, w] logits.
-        mu: probability of the head, in (0, 1).
-        temperature: T.
+        teacher: [n, w] logits; the first min(v, w) columns are compared.
+        mu: probability that the head must reach, in (0, 1).
+        temperature: T, divides both models' logits.
         scale_by_t2: multiply by T^2.
 
     Returns:
-        [n] nats.
+        [n] nats, >= 0; 0 with zero gradient where p = q.
 
     Raises:
-        ValueError: mu is outside (0, 1), or as in `forward_kl`.
+        ValueError: mu is outside (0, 1), shapes do not fit, or the temperature is not positive.
 
     Source: Wu et al., "Rethinking Kullback-Leibler Divergence in Knowledge Distillation for Large
-    Language Models" (2024), section 4.
+    Language Models" (arXiv 2404.02657), the adaptive KL divergence.
+
+    >>> p, q = torch.tensor([[0.7, 0.2, 0.1]]), torch.tensor([[0.5, 0.3, 0.2]])
+    >>> round(adaptive_kl(q.log(), p.log()).item(), 5)  # both gaps are 0.2: the mean of both KLs
+    0.08858
     """
     if not 0 < mu < 1:
         raise ValueError(f"mu must be between 0 and 1, both excluded; it is {mu}")
-    logq, logp = _log_probabilities(student, teacher, temperature)
+    scale = factor(temperature, scale_by_t2)
+    logq, logp = log_probabilities(student, teacher, temperature)
     with torch.no_grad():
-        p = logp.exp()
-        gap = (p - logq.exp()).abs()
-        ordered, order = p.sort(dim=-1, descending=True)
-        # A token is in the head while the mass before it has not yet reached mu.
-        in_head = ordered.cumsum(-1) - ordered < mu
-        head = (gap.gather(-1, order) * in_head).sum(-1)
-        both = gap.sum(-1)
-        weight = torch.where(both > 0, head / both.clamp(min=torch.finfo(both.dtype).tiny), 0.5)
-    value = weight * _kl(logp, logq) + (1 - weight) * _kl(logq, logp)
-    return value * _scale(temperature, scale_by_t2)
+        weight = _head_share(logp.exp(), logq.exp(), mu)
+    # A weight of 0 leaves its divergence out, even an infinite one.
+    forward = (weight * _kl(logp, logq)).masked_fill(weight == 0, 0.0)
+    reverse = ((1 - weight) * _kl(logq, logp)).masked_fill(weight == 1, 0.0)
+    return scale * (forward + reverse)
 
 
-def shared_columns(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
-    """The columns both have, in at least float32.
-
-    Raises:
-        ValueError: they are not [n, v] and [n, w].
-    """
-    if student.ndim != 2 or teacher.ndim != 2 or len(student) != len(teacher):
-        raise ValueError(
-            "logits must be [n, v] of the same n rows; they are "
-            f"{list(student.shape)} (student) and {list(teacher.shape)} (teacher)"
-        )
-    width = min(student.shape[1], teacher.shape[1])
-    dtype = torch.promote_types(torch.promote_types(student.dtype, teacher.dtype), torch.float32)
-    return student[:, :width].to(dtype), teacher[:, :width].to(dtype)
-
-
-def _log_probabilities(
-    student: Tensor, teacher: Tensor, temperature: float
-) -> tuple[Tensor, Tensor]:
-    _scale(temperature, True)
-    student, teacher = shared_columns(student, teacher)
-    if temperature != 1.0:
-        student, teacher = student / temperature, teacher / temperature
-    return student.log_softmax(-1), teacher.log_softmax(-1)
+def _head_share(p: Tensor, q: Tensor, mu: float) -> Tensor:
+    """[n] share of the gap |p - q| that lies in the head of p; 1/2 where there is no gap."""
+    mass, order = p.sort(dim=-1, descending=True, stable=True)
+    gap = (p - q).abs().gather(-1, order).cumsum(-1)
+    # Rounding may keep the mass below a mu near 1; then all tokens are the head.
+    crossing = (mass.cumsum(-1) < mu).sum(-1, keepdim=True).clamp(max=p.shape[-1] - 1)
+    head, both = gap.gather(-1, crossing).squeeze(-1), gap[:, -1]
+    return torch.where(both == 0, 0.5, head / both)
 
 
 def _kl(logp: Tensor, logq: Tensor) -> Tensor:
-    """sum p (log p - log q), where a probability of 0 adds 0 and has no gradient."""
-    # Without a hole, 0 * inf cannot arise, and two full-size temporaries are saved.
-    if torch.isfinite(logp).all():
-        return (logp.exp() * (logp - logq)).sum(-1)
-    there = logp != -torch.inf
-    safe_p = logp.masked_fill(~there, 0.0)
-    safe_q = logq.masked_fill(~there, 0.0)
-    return (safe_p.exp() * (safe_p - safe_q)).masked_fill(~there, 0.0).sum(-1)
+    """KL(p || q) = sum p (log p - log q), [n]; inf without gradient where q rules out some of p."""
+    p = logp.exp()
+    ratio = logp - logq
+    if all_finite(ratio):
+        return (p * ratio).sum(-1)
+    ratio = ratio.masked_fill(p == 0, 0.0)  # 0 * inf is not a number, in value and gradient
+    ruled_out = ratio == torch.inf
+    value = (p * ratio.masked_fill(ruled_out, 0.0)).sum(-1)
+    return value.masked_fill(ruled_out.any(-1), torch.inf)
 
 
-def _log_mixture(first: Tensor, second: Tensor, share: float) -> Tensor:
-    """log(share * exp(first) + (1 - share) * exp(second)), exact where a share or term is 0."""
+def _skew_kl(logp: Tensor, logq: Tensor, share: float) -> Tensor:
+    """KL(p || share p + (1 - share) q), [n]; its gradient includes the p within the mixture."""
     if share == 0:
-        return second
+        return _kl(logp, logq)
     if share == 1:
-        return first
-    left = first + torch.tensor(share, dtype=torch.float64).log().to(first)
-    right = second + torch.tensor(1 - share, dtype=torch.float64).log().to(second)
-    hole = (left == -torch.inf) & (right == -torch.inf)
-    if hole.any():  # logaddexp(-inf, -inf) has a NaN gradient
-        mixed = torch.logaddexp(left.masked_fill(hole, 0.0), right.masked_fill(hole, 0.0))
-        return mixed.masked_fill(hole, -torch.inf)
-    return torch.logaddexp(left, right)
+        return _zero(logp, logq)
+    p = logp.exp()
+    ratio = logp - logq
+    if not all_finite(ratio):
+        ratio = ratio.masked_fill(p == 0, 0.0)
+    # log(p / mixture) = -log(share + (1 - share) q / p) is taken from whichever of p and q is larger:
+    # r - log1p(share (e^r - 1)) where r = log(p / q) > 0, and -log1p((1 - share) (e^-r - 1)) elsewhere.
+    # Both are exactly 0 at p = q, and lose no digits to a small share.
+    likelier = ratio > 0
+    size = torch.where(likelier, ratio, -ratio).clamp(max=math.log(torch.finfo(p.dtype).max) - 1)
+    grown = size.expm1() * torch.where(likelier, p.new_tensor(share), p.new_tensor(1 - share))
+    to_mixture = torch.where(likelier, size, 0.0) - grown.log1p()
+    return (p * to_mixture).sum(-1)
 
 
-def _scale(temperature: float, scale_by_t2: bool) -> float:
-    if not 0 < temperature < float("inf"):
-        raise ValueError(f"temperature must be positive and finite; it is {temperature}")
-    return temperature**2 if scale_by_t2 else 1.0
-
-
-def _check_share(name: str, value: float) -> None:
-    if not 0 <= value <= 1:
-        raise ValueError(f"{name} must be between 0 and 1; it is {value}")
+def _zero(first: Tensor, second: Tensor) -> Tensor:
+    """[n] zeros that stay part of the graph, so that backward works and gives zeros."""
+    return first[:, :0].sum(-1) + second[:, :0].sum(-1)

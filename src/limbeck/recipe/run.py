@@ -19,9 +19,10 @@ from limbeck.core.files import sweep, write_json, write_text
 from limbeck.core.types import Sample
 from limbeck.evals import Agreement, Score, run_suite, tokens_per_second
 from limbeck.models.causal import CausalModel
-from limbeck.models.facts import Facts, check
 from limbeck.models.load import DTYPES, load_student, load_teacher, save_student
 from limbeck.objectives import CrossEntropy
+from limbeck.recipe.check import Facts, check
+from limbeck.recipe.plots import draw
 from limbeck.recipe.report import Arms, Report, make_report
 from limbeck.recipe.resolve import dump, sha256, training_sha256
 from limbeck.recipe.schema import Recipe, Term
@@ -138,14 +139,16 @@ class _Run:
             self.recipe,
             recipe_sha256=sha256(self.recipe),
             teacher=self.teacher_facts(),
-            student={"name": arm.student.name, "parameters": self.facts.student_parameters},
+            student={"name": arm.student.name, "parameters": self.facts.student.parameters},
             arms=Arms(**scores),
             state=arm.state,
             batches=arm.batches,
             speeds=speeds,
             peak_memory_bytes=peak_memory(self.mesh.device),
+            devices=self.mesh.size,
         )
         if self.mesh.main:
+            draw(self.out, report, self.out / "metrics.jsonl")
             report.write(self.out)
         self.mesh.barrier()
         return report
@@ -254,7 +257,7 @@ class _Run:
         if self.teacher is None:
             return None
         name = next(iter(self.recipe.teachers))
-        return {"name": self.teacher.name, "parameters": self.facts.teacher_parameters[name]}
+        return {"name": self.teacher.name, "parameters": self.facts.teachers[name].parameters}
 
 
 def _rate(recipe: Recipe, step: int) -> float:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
 from limbeck.core.protocols import Objective
 
@@ -24,6 +24,8 @@ class Term:
         channel: only rows of samples with this channel; None takes all.
         name: key of its curve in the metrics; by default the objective's kind.
     """
+
+    __pydantic_config__ = ConfigDict(arbitrary_types_allowed=True)
 
     objective: Objective
     teacher: str | None = None

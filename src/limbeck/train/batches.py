@@ -94,7 +94,8 @@ class Batches:
         tokens, useless = 0, 0
         while tokens < self.window_steps * self.batch_tokens:
             sample = next(self.source)
-            encoding = self.student.encode(sample)
+            # What is privileged only a teacher may read.
+            encoding = self.student.encode(replace(sample, privileged=()))
             self.truncated_tokens += encoding.truncated
             if not encoding.rows:
                 self.dropped_samples += 1

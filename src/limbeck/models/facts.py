@@ -1,0 +1,238 @@
+"""What can be known of a model without loading its weights, and what must be refused before.
+
+Only safetensors are read, and no code that a model brings runs unless the recipe says so.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import (
+    CONFIG_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedTokenizerBase,
+)
+
+from limbeck.core.errors import ModelError, RecipeError
+from limbeck.core.registry import did_you_mean
+from limbeck.core.specs import CausalStudent, LocalTeacher
+
+PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+LARGEST_HEADER = 100 * 2**20
+"""Bytes that the header of a safetensors file may have."""
+
+Spec = CausalStudent | LocalTeacher
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """A model's configuration, tokenizer and size."""
+
+    config: Any
+    tokenizer: PreTrainedTokenizerBase
+    vocabulary: str
+    parameters: int
+
+
+def facts_of(spec: Spec, teachers: Mapping[str, Any]) -> ModelFacts:
+    """All facts of one model.
+
+    Raises:
+        ModelError: the model is missing, unsafe, or of a kind that is not known.
+        RecipeError: a field of the student does not fit its teacher.
+    """
+    config = config_of(spec, teachers)
+    tokenizer = tokenizer_of(spec, teachers)
+    return ModelFacts(
+        config=config,
+        tokenizer=tokenizer,
+        vocabulary=vocabulary_fingerprint(tokenizer),
+        parameters=parameters_of(config, spec.trust_remote_code),
+    )
+
+
+def config_of(spec: Spec, teachers: Mapping[str, Any]) -> Any:
+    """The transformers configuration of a model that exists, is cut from a teacher, or is new."""
+    if isinstance(spec, CausalStudent) and spec.config is not None:
+        return _new_config(spec, teachers)
+    if isinstance(spec, CausalStudent) and spec.from_ is not None:
+        origin = origin_of(spec, teachers)
+        return _cut_config(config_of(origin, teachers), spec.layers)
+    assert spec.name is not None
+    _check_folder(spec.name, spec.trust_remote_code)
+    try:
+        return AutoConfig.from_pretrained(
+            spec.name,
+            revision=spec.revision or "main",
+            trust_remote_code=spec.trust_remote_code,
+        )
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ModelError(f"{spec.name}: no model can be found: {_one_line(error)}") from error
+
+
+def origin_of(spec: CausalStudent, teachers: Mapping[str, Any]) -> Any:
+    """The teacher that `student.from` names; `teacher` stands for the only one."""
+    name = spec.from_ or ""
+    if name in teachers:
+        return teachers[name]
+    if name == "teacher" and len(teachers) == 1:
+        return next(iter(teachers.values()))
+    options = list(teachers) or ["(the recipe has no teacher)"]
+    raise RecipeError("student.from", f"no teacher {name!r}; {did_you_mean(name, options)}")
+
+
+def tokenizer_of(spec: Spec, teachers: Mapping[str, Any]) -> PreTrainedTokenizerBase:
+    """A model's fast tokenizer: the one it names, its own, or that of the first teacher."""
+    where = spec.tokenizer or spec.name
+    owner = spec
+    if where is None:
+        assert isinstance(spec, CausalStudent)
+        if spec.from_ is not None:
+            owner = origin_of(spec, teachers)
+        elif teachers:
+            owner = next(iter(teachers.values()))
+        else:
+            raise RecipeError("student.tokenizer", "a new model without teacher needs a tokenizer")
+        where = owner.tokenizer or owner.name
+    _check_folder(where, spec.trust_remote_code, needs="tokenizer.json")
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            where, revision=owner.revision or "main", trust_remote_code=spec.trust_remote_code
+        )
+    except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
+        raise ModelError(f"{where}: no tokenizer can be found: {_one_line(error)}") from error
+    if not tokenizer.is_fast:
+        raise ModelError(f"{where}: its tokenizer is not a fast one, so it gives no offsets")
+    return tokenizer
+
+
+def parameters_of(config: Any, trust_remote_code: bool = False) -> int:
+    """Number of parameters, tied ones counted once; nothing is allocated."""
+    try:
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+    except (ValueError, KeyError, TypeError, RuntimeError, ZeroDivisionError) as error:
+        raise ModelError(f"no causal language model fits this config: {_one_line(error)}") from error
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def vocabulary_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
+    """SHA-256 of what decides how text becomes ids: two equal ones are the same tokenizer.
+
+    Templates, truncation and padding are left out: they do not change what an id means.
+    """
+    state: dict[str, Any] = json.loads(tokenizer.backend_tokenizer.to_str())  # pyright: ignore
+    keys = ("model", "normalizer", "pre_tokenizer", "added_tokens")
+    text = json.dumps({key: state.get(key) for key in keys}, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _check_folder(name: str, trust_remote_code: bool, needs: str = "config.json") -> None:
+    """Refuse a local folder that is missing, holds pickles, or wants to run its own code."""
+    folder = Path(name).expanduser()
+    if not folder.exists():
+        if name.startswith((".", "/", "~")) or name.count("/") > 1:
+            raise ModelError(f"{name}: no such folder")
+        return  # a hub id: transformers looks it up
+    if not folder.is_dir():
+        raise ModelError(f"{name}: a file, not a folder with {needs}")
+    if not (folder / needs).exists():
+        raise ModelError(f"{name}: the folder has no {needs}")
+    if needs == "config.json":
+        weights = list(folder.glob("*.safetensors"))
+        if pickles := sorted(p.name for pattern in PICKLES for p in folder.glob(pattern)):
+            if not weights:
+                raise ModelError(
+                    f"{name}: weights are a pickle ({pickles[0]}), which can run code; save the "
+                    "model again with safetensors (model.save_pretrained)"
+                )
+        elif not weights:
+            raise ModelError(f"{name}: the folder has no .safetensors weights")
+        for path in weights:
+            _check_safetensors(path)
+    for file in ("config.json", "tokenizer_config.json"):
+        if not trust_remote_code and "auto_map" in _json(folder / file):
+            raise ModelError(
+                f"{name}: {file} asks to run code of the model's author (auto_map); read that code"
+                " and set trust_remote_code: true, or use a model without"
+            )
+
+
+def _check_safetensors(path: Path) -> None:
+    with path.open("rb") as file:
+        size = int.from_bytes(file.read(8), "little")
+        first = file.read(1)
+    if first != b"{" or not 2 <= size <= min(LARGEST_HEADER, path.stat().st_size - 8):
+        raise ModelError(f"{path}: not a safetensors file (a pickle under another name?)")
+
+
+def _json(path: Path) -> Mapping[str, Any]:
+    if not path.exists():
+        return {}
+    try:
+        value: Any = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise ModelError(f"{path}: not JSON: {_one_line(error)}") from None
+    return value if isinstance(value, dict) else {}
+
+
+def _cut_config(config: Any, layers: tuple[int, ...] | None) -> Any:
+    """The teacher's configuration with only the chosen layers."""
+    count: int = config.num_hidden_layers
+    kept = tuple(range(count)) if layers is None else layers
+    for index in kept:
+        if index >= count:
+            raise RecipeError(
+                "student.layers", f"layer {index} does not exist; the teacher has 0 to {count - 1}"
+            )
+    if not kept:
+        raise RecipeError("student.layers", "no layer is kept")
+    values = config.to_dict()
+    for key, value in values.items():  # such as layer_types: one entry a layer
+        if isinstance(value, list) and len(value) == count and "layer" in key:
+            values[key] = [value[index] for index in kept]
+    values["num_hidden_layers"] = len(kept)
+    return type(config).from_dict(values)
+
+
+def _new_config(spec: CausalStudent, teachers: Mapping[str, Any]) -> Any:
+    """A configuration from the recipe; sizes and special tokens of the vocabulary are filled in."""
+    values = dict(spec.config or {})
+    kind = values.pop("model_type", None)
+    if not isinstance(kind, str):
+        raise RecipeError("student.config.model_type", "is missing; for example: llama")
+    if kind not in CONFIG_MAPPING:
+        hint = did_you_mean(kind, list(CONFIG_MAPPING)) if len(kind) > 2 else "for example: llama"
+        hint = hint if hint.startswith("did") else "for example: llama, qwen3, gpt2"
+        raise RecipeError("student.config.model_type", f"no architecture {kind!r}; {hint}")
+    tokenizer = tokenizer_of(spec, teachers)
+    known = AutoConfig.for_model(kind).to_dict()
+    for key in values:
+        if key not in known:
+            raise RecipeError(
+                f"student.config.{key}", f"{kind} has no such setting; {_near(key, known)}"
+            )
+    values.setdefault("vocab_size", len(tokenizer))
+    for key in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        values.setdefault(key, getattr(tokenizer, key))
+    try:
+        return AutoConfig.for_model(kind, **values)
+    except (ValueError, TypeError) as error:
+        raise RecipeError("student.config", _one_line(error)) from error
+    except Exception as error:  # transformers' strict dataclasses have errors of their own
+        raise RecipeError("student.config", _one_line(error)) from error
+
+
+def _near(key: str, known: Mapping[str, Any]) -> str:
+    hint = did_you_mean(key, list(known))
+    return hint if hint.startswith("did") else "see its configuration class in transformers"
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]

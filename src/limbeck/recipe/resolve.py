@@ -1,0 +1,292 @@
+"""From a document to a `Recipe` and back: kinds are looked up, every field is checked."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import TypeAdapter, ValidationError
+
+import limbeck.core.specs  # noqa: F401  # registers the models
+import limbeck.evals  # noqa: F401  # registers the evaluations
+import limbeck.objectives  # noqa: F401  # registers the objectives
+import limbeck.sources  # noqa: F401  # registers the sources
+from limbeck.core.errors import RecipeError
+from limbeck.core.registry import did_you_mean, kinds
+from limbeck.recipe.document import Document
+from limbeck.recipe.schema import Price, Recipe, Term, Train
+
+DEFAULT_KINDS = {"student": "causal", "teacher": "local", "source": "dataset"}
+
+LAYOUT = ("accumulate", "parallel", "device", "save_every", "keep", "patience")
+"""Settings of `train` that change how a run is laid out, not what it computes."""
+
+Value = TypeVar("Value")
+
+
+def resolve(document: Document) -> Recipe:
+    """The recipe that a document describes.
+
+    Raises:
+        RecipeError: a field is unknown, missing, of the wrong type or out of range; or fields do
+            not fit each other. It names file, line and field.
+    """
+    values = document.values
+    _known(values, [field.name for field in fields(Recipe)], "", document)
+    for key in ("student", "source", "terms"):
+        if values.get(key) is None:
+            raise document.error(key, "is missing")
+    teachers = {
+        name: _kind("teacher", value, f"teachers.{name}", document)
+        for name, value in _mapping(values.get("teachers") or {}, "teachers", document).items()
+    }
+    parts: dict[str, Any] = {
+        "student": _kind("student", values["student"], "student", document),
+        "source": _kind("source", values["source"], "source", document),
+        "teachers": teachers,
+        "terms": tuple(
+            _term(value, f"terms.{index}", document)
+            for index, value in enumerate(_list(values["terms"], "terms", document))
+        ),
+        "evals": tuple(
+            _kind("eval", value, f"evals.{index}", document)
+            for index, value in enumerate(_list(values.get("evals") or [], "evals", document))
+        ),
+    }
+    for name, cls in (("train", Train), ("price", Price)):
+        parts[name] = _dataclass(cls, values.get(name) or {}, name, document)
+    simple = {key: values[key] for key in ("compare", "seed") if values.get(key) is not None}
+    recipe = _validated(Recipe, {**parts, **simple}, "", document)
+    return fit(recipe, document)
+
+
+def fit(recipe: Recipe, document: Document | None = None) -> Recipe:
+    """Check that the parts of a recipe fit each other, and fill in what follows from them.
+
+    Raises:
+        RecipeError: naming the field.
+    """
+    document = document or Document({}, {})
+    student, teachers = recipe.student, recipe.teachers
+    if not recipe.terms:
+        raise document.error("terms", "there is no term, so nothing would be trained")
+    given = [key for key in ("name", "from_", "config") if getattr(student, key) is not None]
+    if len(given) != 1:
+        found = " and ".join(key.strip("_") for key in given) or "none of them"
+        raise document.error("student", f"give one of name, from, config; it has {found}")
+    if student.layers is not None and student.from_ is None:
+        raise document.error("student.layers", "only goes with `from`")
+    if student.from_ not in (None, "teacher", *teachers):
+        hint = did_you_mean(student.from_, list(teachers)) if teachers else "the recipe has none"
+        raise document.error("student.from", f"no teacher {student.from_!r}; {hint}")
+    if student.quantize and not student.lora:
+        raise document.error("student.quantize", "frozen weights need `lora` to train something")
+    terms = tuple(
+        _fit_term(term, f"terms.{index}", recipe, document)
+        for index, term in enumerate(recipe.terms)
+    )
+    if len({_label(term) for term in terms}) < len(terms):
+        counts = [_label(term) for term in terms]
+        twice = next(i for i, label in enumerate(counts) if label in counts[:i])
+        raise document.error(
+            f"terms.{twice}", f"a second {counts[twice]!r}; give this term a `name` of its own"
+        )
+    for index, evaluation in enumerate(recipe.evals):
+        if evaluation.needs_teacher and not teachers:
+            raise document.error(f"evals.{index}", f"{evaluation.kind} needs a teacher")
+    try:
+        limbeck.evals.check_names(recipe.evals)
+    except RecipeError as error:
+        raise document.error(error.field, error.reason) from None
+    return _replace(recipe, terms=terms)
+
+
+def to_mapping(recipe: Recipe) -> dict[str, Any]:
+    """The recipe as plain values with all defaults; `resolve` makes the same recipe of it."""
+    return {
+        "student": _plain(recipe.student),
+        "teachers": {name: _plain(teacher) for name, teacher in recipe.teachers.items()},
+        "source": _plain(recipe.source),
+        "terms": [describe(term) for term in recipe.terms],
+        "train": _fields(recipe.train),
+        "evals": [_plain(evaluation) for evaluation in recipe.evals],
+        "compare": recipe.compare,
+        "price": _fields(recipe.price),
+        "seed": recipe.seed,
+    }
+
+
+def describe(term: Term) -> dict[str, Any]:
+    """A term as a recipe writes it."""
+    return {"objective": _plain(term.objective), **_fields(term, skip="objective")}
+
+
+def dump(recipe: Recipe) -> str:
+    """The resolved recipe as YAML."""
+    return yaml.safe_dump(to_mapping(recipe), sort_keys=False, allow_unicode=True)
+
+
+def sha256(recipe: Recipe) -> str:
+    """Hash of the whole resolved recipe."""
+    return _hash(to_mapping(recipe))
+
+
+def training_sha256(recipe: Recipe) -> str:
+    """Hash of what decides the trained weights; a checkpoint of another one is refused.
+
+    Layout, evaluations and prices may change between a run and its resume.
+    """
+    values = to_mapping(recipe)
+    train = {key: value for key, value in values["train"].items() if key not in LAYOUT}
+    kept = {key: values[key] for key in ("student", "teachers", "source", "terms", "seed")}
+    return _hash({**kept, "train": train})
+
+
+def _hash(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def _term(value: Any, path: str, document: Document) -> Term:
+    given = dict(_mapping(value, path, document))
+    if "objective" not in given:
+        raise document.error(path, "has no objective")
+    given["objective"] = _kind("objective", given["objective"], f"{path}.objective", document)
+    return _dataclass(Term, given, path, document)
+
+
+def _fit_term(term: Term, path: str, recipe: Recipe, document: Document) -> Term:
+    needs, kind = term.objective.needs, getattr(term.objective, "kind", "objective")
+    names = list(recipe.teachers)
+    if not needs:
+        if term.teacher is not None:
+            raise document.error(f"{path}.teacher", f"{kind} listens to no teacher; leave it out")
+        return term
+    name = term.teacher
+    if name is None and len(names) == 1:
+        name = names[0]
+    if name is None:
+        found = f"one of: {', '.join(names)}" if names else "the recipe has no `teachers`"
+        raise document.error(f"{path}.teacher", f"{kind} needs a teacher; {found}")
+    if name not in recipe.teachers:
+        hint = did_you_mean(name, names) if names else "the recipe has no `teachers`"
+        raise document.error(f"{path}.teacher", f"no teacher {name!r}; {hint}")
+    offers = recipe.teachers[name].offers
+    if not needs <= offers:
+        works = [
+            other
+            for other, cls in kinds("objective").items()
+            if getattr(cls, "needs", frozenset[str]()) <= offers
+        ]
+        raise document.error(
+            f"{path}.objective",
+            f"{kind} needs {', '.join(sorted(needs - offers))}; teacher {name!r} offers "
+            f"{', '.join(sorted(offers))}. These would work: {', '.join(works)}",
+        )
+    return _replace(term, teacher=name)
+
+
+def _kind(slot: str, value: Any, path: str, document: Document) -> Any:
+    """A value of a registered kind; a bare word is a kind without settings."""
+    if isinstance(value, str) and slot in ("eval", "objective"):
+        value = {"kind": value}
+    given = dict(_mapping(value, path, document))
+    name = given.pop("kind", DEFAULT_KINDS.get(slot))
+    known = kinds(slot)
+    if name is None:
+        raise document.error(path, f"has no kind; one of: {', '.join(known)}")
+    if not isinstance(name, str) or name not in known:
+        hint = did_you_mean(str(name), list(known))
+        raise document.error(f"{path}.kind", f"no {slot} {name!r}; {hint}")
+    return _dataclass(known[name], given, path, document)
+
+
+def _dataclass(cls: type[Value], value: Any, path: str, document: Document) -> Value:
+    given = _mapping(value, path, document)
+    names = [_alias(field.name) for field in fields(cls)]  # pyright: ignore[reportArgumentType]
+    _known(given, names, path, document)
+    return _validated(cls, given, path, document)
+
+
+def _validated(cls: type[Value], given: Mapping[str, Any], path: str, document: Document) -> Value:
+    try:
+        result = TypeAdapter(cls).validate_python(given)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        place = ".".join(str(part) for part in _location(first["loc"], given))
+        field = f"{path}.{place}".strip(".")
+        if first["type"] in ("missing", "missing_argument", "missing_keyword_only_argument"):
+            raise document.error(field, "is missing") from None
+        if first["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
+            raise document.error(field, "unknown field") from None
+        reason = first["msg"][0].lower() + first["msg"][1:]
+        shown = " ".join(repr(first["input"]).split())[:60]
+        raise document.error(field, f"{' '.join(reason.split())}; it is {shown}") from None
+    for key, item in given.items():
+        made = getattr(result, key, None)
+        if isinstance(item, bool) and isinstance(made, int | float) and not isinstance(made, bool):
+            raise document.error(f"{path}.{key}".strip("."), f"a number is wanted; it is {item}")
+    return result
+
+
+def _location(loc: tuple[int | str, ...], given: Mapping[str, Any]) -> list[int | str]:
+    """The part of pydantic's location that names places in the document, not branches of types."""
+    found: list[int | str] = []
+    value: Any = given
+    for part in loc:
+        if isinstance(value, Mapping) and (part in value or not found):
+            found.append(part)
+            value = value.get(part)
+        elif isinstance(value, list | tuple) and isinstance(part, int) and part < len(value):
+            found.append(part)
+            value = value[part]
+        elif isinstance(value, Mapping) and isinstance(part, str) and part.isidentifier():
+            found.append(part)
+            break
+    return found
+
+
+def _known(given: Mapping[str, Any], names: list[str], path: str, document: Document) -> None:
+    for key in given:
+        if key not in names:
+            field = f"{path}.{key}".strip(".")
+            raise document.error(field, f"unknown field; {did_you_mean(key, names)}")
+
+
+def _mapping(value: Any, path: str, document: Document) -> Mapping[str, Any]:
+    if not isinstance(value, Mapping):
+        raise document.error(path, f"a mapping is wanted; it is {value!r:.60}")
+    return value
+
+
+def _list(value: Any, path: str, document: Document) -> list[Any]:
+    if not isinstance(value, list):
+        raise document.error(path, f"a list is wanted; it is {value!r:.60}")
+    return value
+
+
+def _plain(value: Any) -> dict[str, Any]:
+    return {"kind": value.kind, **_fields(value)}
+
+
+def _fields(value: Any, skip: str = "") -> dict[str, Any]:
+    made = TypeAdapter(type(value)).dump_python(
+        value, mode="json", by_alias=True, exclude={skip} if skip else None
+    )
+    return {_alias(key): item for key, item in made.items() if item is not None}
+
+
+def _alias(name: str) -> str:
+    """`from_` is written `from`, which is a keyword in Python."""
+    return name.removesuffix("_")
+
+
+def _label(term: Term) -> str:
+    return term.name or str(getattr(term.objective, "kind", "loss"))
+
+
+def _replace(value: Value, **changes: Any) -> Value:
+    import dataclasses
+
+    return dataclasses.replace(value, **changes)  # pyright: ignore[reportType]
