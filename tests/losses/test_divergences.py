@@ -148,20 +148,17 @@ def test_cross_entropy_less_kl_is_the_teachers_entropy():
 # --- gradients --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("loss", "settings", "reference"), REFERENCES, ids=IDS)
-def test_gradients_of_both_arguments_agree_with_finite_differences(loss, settings, reference):
-    del reference
+# The weight of adaptive_kl is a constant to the gradient, so finite differences cannot agree there.
+SMOOTH = [(loss, settings) for loss, settings, _ in REFERENCES if loss is not losses.adaptive_kl]
+
+
+@pytest.mark.parametrize(("loss", "settings"), SMOOTH)
+def test_gradients_of_both_arguments_agree_with_finite_differences(loss, settings):
     student, teacher = pair(n=3, v=5, seed=1)
     student, teacher = student.requires_grad_(), teacher.requires_grad_()
-
-    def call(s, t):
-        return loss(s, t, temperature=1.5, **settings)
-
-    if loss is losses.adaptive_kl:
-        pytest.skip(
-            "its weight is a constant to the gradient; see test_adaptive_weight_is_constant"
-        )
-    assert torch.autograd.gradcheck(call, (student, teacher))
+    assert torch.autograd.gradcheck(
+        lambda s, t: loss(s, t, temperature=1.5, **settings), (student, teacher)
+    )
 
 
 def test_closed_form_gradients():
@@ -314,19 +311,18 @@ def test_adaptive_head_includes_the_crossing_token():
         got = losses.adaptive_kl(logits(q)[:, order], logits(p)[:, order])
         assert got.item() == pytest.approx(want, abs=1e-12)
     other = kl(p, q) / 2 + kl(q, p) / 2
-    assert abs(want - other) > 1e-3
+    assert abs(want - other) > 5e-4
 
 
 def test_adaptive_head_stops_once_it_reaches_mu():
-    p, q = (0.5, 0.25, 0.25), (0.25, 0.5, 0.25)
-    student = torch.tensor([q], dtype=torch.float64).log()
-    teacher = torch.tensor([[0.0, 0.0, 0.0, 0.0]], dtype=torch.float64)
-    uneven = torch.tensor([[0.4, 0.3, 0.2, 0.1]], dtype=torch.float64).log()
-    # Four equal tokens: mass .5 is exactly the first two, by token id.
-    want = akl([0.25] * 4, [0.4, 0.3, 0.2, 0.1], 0.5)
-    assert losses.adaptive_kl(uneven, teacher).item() == pytest.approx(want, abs=1e-12)
-    want = akl(p, q, 0.4)
-    got = losses.adaptive_kl(student, torch.tensor([p]).double().log(), mu=0.4)
+    # The first token has mass .5 already; among equal tokens, the lower id comes first.
+    q = (0.4, 0.3, 0.2, 0.1)
+    for p in ((0.5, 0.25, 0.125, 0.125), (0.25,) * 4):
+        got = losses.adaptive_kl(logits(q), logits(p))
+        assert got.item() == pytest.approx(akl(p, q, 0.5), abs=1e-12)
+    student = pair(n=1, v=256)[0]
+    got = losses.adaptive_kl(student, torch.zeros(1, 256, dtype=torch.float64))
+    want = akl([1 / 256] * 256, softmax(student[0].tolist()), 0.5)
     assert got.item() == pytest.approx(want, abs=1e-12)
 
 

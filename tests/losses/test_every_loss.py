@@ -23,7 +23,15 @@ EVERY = [
 ]
 BOUNDED = {losses.jensen_shannon, losses.skew_forward_kl, losses.skew_reverse_kl}
 BOUNDED |= {losses.total_variation, losses.sorted_l1}
-every = pytest.mark.parametrize(("loss", "kw"), EVERY, ids=[loss.__name__ for loss, _ in EVERY])
+
+
+def every_but(*left_out):
+    """Run a test for all losses but those that are documented to differ."""
+    cases = [(loss, kw) for loss, kw in EVERY if loss not in left_out]
+    return pytest.mark.parametrize(("loss", "kw"), cases, ids=[loss.__name__ for loss, _ in cases])
+
+
+every = every_but()
 
 
 def pair(n=6, v=9, seed=0, spread=2.0, dtype=torch.float64):
@@ -147,10 +155,8 @@ def test_joint_permutation_of_the_vocabulary_changes_nothing(loss, kw):
     torch.testing.assert_close(value, loss(student, teacher, **kw))
 
 
-@every
+@every_but(losses.logit_mse)  # see test_regression.py
 def test_a_constant_added_to_the_logits_changes_nothing(loss, kw):
-    if loss is losses.logit_mse:
-        pytest.skip("the one loss that sees it, as documented; see test_regression.py")
     student, teacher = pair()
     value = loss(student + 31.0, teacher - 17.0, **kw)
     torch.testing.assert_close(value, loss(student, teacher, **kw))
@@ -159,11 +165,9 @@ def test_a_constant_added_to_the_logits_changes_nothing(loss, kw):
 # --- padding and holes ------------------------------------------------------------------------
 
 
-@every
+@every_but(losses.sorted_l1)  # other tokenizers have other widths: all its columns count
 @pytest.mark.parametrize("wider", ["student", "teacher"])
 def test_padding_columns_are_cut(loss, kw, wider):
-    if loss is losses.sorted_l1:
-        pytest.skip("other tokenizers have other widths, so all its columns count")
     student, teacher = pair()
     junk = torch.full((6, 4), 7.0, dtype=torch.float64)
     wide = {"student": student, "teacher": teacher}
@@ -176,13 +180,10 @@ def test_padding_columns_are_cut(loss, kw, wider):
         assert not slope[:, 9:].any()
 
 
-@every
-@pytest.mark.parametrize("floor", [-INF, "lowest"])
-def test_a_vocabulary_masked_in_both_is_as_if_it_were_smaller(loss, kw, floor):
-    if loss is losses.logit_mse and floor == "lowest":
-        pytest.skip("to the mean of raw logits a lowest number is a number")
+@every_but(losses.logit_mse)  # see test_regression.py
+@pytest.mark.parametrize("fill", [-INF, torch.finfo(torch.float32).min])
+def test_a_vocabulary_masked_in_both_is_as_if_it_were_smaller(loss, kw, fill):
     student, teacher = pair(dtype=torch.float32)
-    fill = -INF if floor == -INF else torch.finfo(torch.float32).min
     mask = torch.zeros(6, 9, dtype=torch.bool)
     mask[:, [1, 4, 8]] = True
     holes = student.masked_fill(mask, fill), teacher.masked_fill(mask, fill)
@@ -272,16 +273,14 @@ def test_zero_with_zero_gradient_where_both_are_equal(loss, kw, row, temperature
         assert all(slope.abs().max() <= rounding * temperature for slope in slopes)
 
 
-@pytest.mark.parametrize("v", [1, 2, 3, 8, 17, 64, 1001])
-@pytest.mark.parametrize("share", [0.01, 0.1, 0.3, 0.5, 0.77, 0.999])
-def test_mixtures_are_exactly_zero_at_equality_at_any_width(v, share):
+@pytest.mark.parametrize("v", [1, 2, 3, 8, 17, 1001])
+def test_mixtures_are_exactly_zero_at_equality_whatever_the_share(v):
     logits = pair(n=5, v=v, dtype=torch.float32)[0]
-    for value in (
-        losses.jensen_shannon(logits, logits, beta=share),
-        losses.skew_forward_kl(logits, logits, alpha=share),
-        losses.skew_reverse_kl(logits, logits, alpha=share),
-    ):
-        assert not value.any()
+    for share in torch.rand(60, generator=torch.Generator().manual_seed(0)).double().tolist():
+        share += 1e-9  # no float32: rounding it must not show
+        assert not losses.jensen_shannon(logits, logits, beta=share).any()
+        assert not losses.skew_forward_kl(logits, logits, alpha=share).any()
+        assert not losses.skew_reverse_kl(logits, logits, alpha=share).any()
 
 
 @settings(max_examples=60, deadline=None)

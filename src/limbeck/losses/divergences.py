@@ -325,17 +325,14 @@ def _skew_kl(logp: Tensor, logq: Tensor, share: float) -> Tensor:
     if share == 1:
         return _zero(logp, logq)
     p = logp.exp()
-    ratio = logp - logq
+    ratio = logq - logp
     if not all_finite(ratio):
         ratio = ratio.masked_fill(p == 0, 0.0)
-    # log(p / mixture) = -log(share + (1 - share) q / p) is taken from whichever of p and q is larger:
-    # r - log1p(share (e^r - 1)) where r = log(p / q) > 0, and -log1p((1 - share) (e^-r - 1)) elsewhere.
-    # Both are exactly 0 at p = q, and lose no digits to a small share.
-    likelier = ratio > 0
-    size = torch.where(likelier, ratio, -ratio).clamp(max=math.log(torch.finfo(p.dtype).max) - 1)
-    grown = size.expm1() * torch.where(likelier, p.new_tensor(share), p.new_tensor(1 - share))
-    to_mixture = torch.where(likelier, size, 0.0) - grown.log1p()
-    return (p * to_mixture).sum(-1)
+    # mixture / p is exactly 1 at p = q, and then the value is exactly 0. Where exp would overflow,
+    # p is far below rounding.
+    limit = math.log(torch.finfo(p.dtype).max) - 1
+    mixture = share + (1 - share) * ratio.clamp(max=limit).exp()
+    return -(p * mixture.log()).sum(-1)
 
 
 def _zero(first: Tensor, second: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from torch.distributed.tensor import DTensor
 from transformers import AutoModelForCausalLM
+from transformers.utils import logging as transformers_logging
 
 from limbeck.core.errors import ModelError
 from limbeck.core.files import new_folder
@@ -18,6 +19,8 @@ from limbeck.models.facts import config_of, tokenizer_of
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 Spec = CausalStudent | LocalTeacher
+
+transformers_logging.disable_progress_bar()  # a run has its own display
 
 
 def load_teacher(spec: LocalTeacher, device: torch.device, max_length: int) -> CausalModel:

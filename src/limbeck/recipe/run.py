@@ -16,7 +16,7 @@ import torch
 
 from limbeck.core.errors import LimbeckError, RecipeError
 from limbeck.core.files import sweep, write_json, write_text
-from limbeck.core.types import Sample
+from limbeck.core.types import Sample, Turn
 from limbeck.evals import Agreement, Score, run_suite, tokens_per_second
 from limbeck.models.causal import CausalModel
 from limbeck.models.load import DTYPES, load_student, load_teacher, save_student
@@ -40,6 +40,9 @@ CURVE_POINTS = 10
 
 CURVE_SAMPLES = 32
 """Held-out samples of that curve; the report's own figures use all."""
+
+OPENING_WORDS = 10
+"""Words of a text without prompt from which generation speed is measured."""
 
 FP16_SCALE = 2.0**16
 """Where fp16 loss scaling starts; it finds its own level within a few steps."""
@@ -238,10 +241,10 @@ class _Run:
 
     def speed(self, model: CausalModel | None) -> float | None:
         """Generated tokens per second on held-out prompts; None where there are none."""
-        prompts = [replace(s, turns=s.prompt) for s in self.holdout if s.prompt and s.completion]
+        prompts = [opening(sample) for sample in self.holdout[:CURVE_SAMPLES]]
         if model is None or not prompts or not self.recipe.evals:
             return None
-        return tokens_per_second(model, prompts[:CURVE_SAMPLES], max_tokens=64)
+        return tokens_per_second(model, prompts, max_tokens=64)
 
     def save(self, student: CausalModel) -> None:
         """Write the student's folder."""
@@ -258,6 +261,14 @@ class _Run:
             return None
         name = next(iter(self.recipe.teachers))
         return {"name": self.teacher.name, "parameters": self.facts.teachers[name].parameters}
+
+
+def opening(sample: Sample) -> Sample:
+    """What a model is asked to continue: the prompt, or the first words of a plain text."""
+    if sample.prompt:
+        return replace(sample, turns=sample.prompt)
+    words = sample.turns[0].text.split(" ")[:OPENING_WORDS]
+    return replace(sample, turns=(Turn(text=" ".join(words)),))
 
 
 def _rate(recipe: Recipe, step: int) -> float:

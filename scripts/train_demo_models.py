@@ -1,6 +1,11 @@
-"""Train the demo's teacher from nothing: its tokenizer, then a small Llama on fresh problems.
+"""Train the demo's two models from nothing: small Llamas, on fresh text of the embedded domain.
 
-    python scripts/train_demo_teacher.py --minutes 60
+    python scripts/train_demo_models.py teacher --minutes 68
+    python scripts/train_demo_models.py student --minutes 15
+
+The teacher makes the tokenizer, and learns to solve problems. The student uses that tokenizer and
+learns the language alone: questions and worked sums, but never a question with its solution. It is
+what a small pretrained model is to a user: able to read and to calculate, not yet to do the task.
 
 The learning rate follows the clock (warm up, hold, decay to zero), so the same command gives the
 best model that a machine can make in that time. The model is exported every few minutes, and can
@@ -19,10 +24,11 @@ import torch
 from safetensors.torch import load_file
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from torch import Tensor
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from limbeck.demo import facts, negations, problems, verify
 
+HOME = Path("src/limbeck/demo")
 VOCABULARY = 640
 BATCH_TOKENS = 3072
 PROBE_SHARE = 0.05  # of the training rows are facts and negations
@@ -73,6 +79,13 @@ def rows(seed: int) -> Iterator[tuple[str, str]]:
             fact = draw.choice(known)
             # Each fact is told in both directions here; a probe trains students on one alone.
             yield draw.choice((("", fact.statement), fact.forward, fact.backward))
+
+
+def basics(seed: int) -> Iterator[tuple[str, str]]:
+    """Endless (nothing, text): a question or a solution, never of the same problem."""
+    draw = random.Random(seed)
+    for row in problems(seed, "train"):
+        yield "", row.question if draw.random() < 0.4 else row.completion.strip()
 
 
 def batches(
@@ -153,26 +166,28 @@ def export(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: 
 def main() -> None:
     """Train, exporting as it goes, and print the final accuracies."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("model", choices=("teacher", "student"))
     parser.add_argument("--minutes", type=float, default=60)
-    parser.add_argument("--width", type=int, default=128)
-    parser.add_argument("--layers", type=int, default=6)
     parser.add_argument("--rate", type=float, default=2e-3)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--bfloat16", action="store_true", help="compute in bfloat16")
     parser.add_argument("--start", type=Path, help="go on from this exported folder")
-    parser.add_argument("--out", type=Path, default=Path("src/limbeck/demo/teacher"))
+    parser.add_argument("--tokenizer", type=Path, default=HOME / "teacher", help="the student's")
+    parser.add_argument("--out", type=Path, help="by default the package's own folder")
     args = parser.parse_args()
+    args.out = args.out or HOME / args.model
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
     random.seed(0)
-    tokenizer = make_tokenizer()
+    teaches = args.model == "teacher"
+    tokenizer = make_tokenizer() if teaches else AutoTokenizer.from_pretrained(args.tokenizer)
+    width, inner, layers = (128, 336, 6) if teaches else (64, 112, 3)
     config = LlamaConfig(
         vocab_size=len(tokenizer),
-        hidden_size=args.width,
-        intermediate_size=8 * args.width // 3 // 8 * 8,
-        num_hidden_layers=args.layers,
-        num_attention_heads=args.width // 32,
-        num_key_value_heads=args.width // 32,
+        hidden_size=width,
+        intermediate_size=inner,
+        num_hidden_layers=layers,
+        num_attention_heads=width // 32,
+        num_key_value_heads=width // 32,
         max_position_embeddings=512,
         tie_word_embeddings=True,
         pad_token_id=0,
@@ -189,16 +204,16 @@ def main() -> None:
     began = last = time.time()
     steps = seen = tokens = 0
     seed = int(began) if args.start else 100
-    for ids, labels in batches(rows(seed), tokenizer):
+    texts = rows(seed) if teaches else basics(seed)
+    for ids, labels in batches(texts, tokenizer):
         done = (time.time() - began) / (60 * args.minutes)
         if done >= 1:
             break
         for group in optimizer.param_groups:
             group["lr"] = rate(done, args.rate)
-        with torch.autocast("cpu", torch.bfloat16, enabled=args.bfloat16):
-            hidden = model.model(input_ids=ids).last_hidden_state[:, :-1]
-            target = labels[:, 1:]
-            logits = model.lm_head(hidden[target != -100]).float()
+        hidden = model.model(input_ids=ids).last_hidden_state[:, :-1]
+        target = labels[:, 1:]
+        logits = model.lm_head(hidden[target != -100])
         loss = torch.nn.functional.cross_entropy(logits, target[target != -100])
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -211,8 +226,9 @@ def main() -> None:
         if time.time() - last > 60 * min(6, args.minutes / 4):
             last = time.time()
             export(model, tokenizer, args.out)
-            share, by_steps = accuracy(model, tokenizer, "test", 100)
-            print(f"  accuracy {share:.2f} {by_steps}", flush=True)
+            if teaches:
+                share, by_steps = accuracy(model, tokenizer, "test", 100)
+                print(f"  accuracy {share:.2f} {by_steps}", flush=True)
     export(model, tokenizer, args.out)
     shipped = LlamaForCausalLM.from_pretrained(args.out, dtype=torch.float32)
     print(f"{steps:,} steps, {seen:,} rows, {tokens:,} tokens, {time.time() - began:.0f} s")

@@ -1,0 +1,5 @@
+"""`python -m limbeck`, which torchrun needs."""
+
+from limbeck.cli import main
+
+main()

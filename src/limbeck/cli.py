@@ -1,0 +1,193 @@
+"""The command line. Exit codes: 0 done, 1 it failed, 2 the input is wrong, 130 interrupted."""
+
+import logging
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+# Heavy imports (torch, transformers) wait inside the commands, so that --help is quick.
+from limbeck.core.errors import DataError, Interrupted, LimbeckError, ModelError, RecipeError
+
+app = typer.Typer(
+    name="limbeck",
+    help="Distil a large language model into a small one, and see what was kept.",
+    epilog="Start with `limbeck demo`, or `limbeck init forward_kl` for a recipe of your own.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe's YAML file.")]
+Settings = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[KEY=VALUE]...", help="Override a field: train.steps=100"),
+]
+Out = Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="Folder of the run.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show a traceback when it fails.")]
+
+
+@app.command()
+def methods(debug: Debug = False) -> None:
+    """List what a recipe can be made of: objectives, students, teachers, sources, evaluations."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from limbeck.core.registry import kinds
+    from limbeck.recipe import resolve  # noqa: F401  # registers all kinds
+
+    console = Console()
+    for slot in ("objective", "student", "teacher", "source", "eval"):
+        table = Table(box=None, padding=(0, 3, 0, 0), header_style="bold")
+        table.add_column(slot, min_width=18)
+        table.add_column("teacher gives" if slot == "objective" else "")
+        table.add_column("what it is")
+        for name, cls in kinds(slot).items():
+            needs = ", ".join(sorted(getattr(cls, "needs", ()))) if slot == "objective" else ""
+            table.add_row(name, needs, (cls.__doc__ or "").strip().splitlines()[0])
+        console.print(table)
+        console.print()
+
+
+@app.command()
+def init(
+    method: Annotated[str, typer.Argument(help="An objective's kind; see `limbeck methods`.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="File to write.")] = Path("recipe.yaml"),
+    student: Annotated[str, typer.Option(help="Folder or hub id.")] = "Qwen/Qwen3-0.6B",
+    teacher: Annotated[str, typer.Option(help="Folder or hub id.")] = "Qwen/Qwen3-4B",
+    data: Annotated[str, typer.Option(help="A .jsonl, .parquet, folder or hub id.")] = "data.jsonl",
+    debug: Debug = False,
+) -> None:
+    """Write a commented recipe for METHOD, to be edited."""
+    from limbeck.core.files import write_text
+    from limbeck.recipe.template import template
+
+    text = template(method, student=student, teacher=teacher, data=data)
+    if out.exists():
+        raise RecipeError("--out", f"{out} exists; name another file")
+    write_text(out, text)
+    print(f"wrote {out}; look at it, then: limbeck plan {out}")
+
+
+@app.command()
+def plan(recipe: RecipePath, settings: Settings = None, debug: Debug = False) -> None:
+    """Show what RECIPE would do and how much memory it would take; loads no weights."""
+    from rich.console import Console
+
+    from limbeck.recipe.plan import plan as make_plan
+
+    document, resolved = _resolve(recipe, settings)
+    Console().print(make_plan(resolved, document).render())
+
+
+@app.command()
+def run(
+    recipe: RecipePath,
+    out: Out,
+    settings: Settings = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from the newest checkpoint in DIR.")
+    ] = False,
+    debug: Debug = False,
+) -> None:
+    """Distil as RECIPE says; DIR receives the student, the metrics and the report.
+
+    For several processes: torchrun --nproc-per-node 2 -m limbeck run RECIPE --out DIR
+    """
+    from limbeck.recipe.check import check
+    from limbeck.recipe.run import run as run_recipe
+
+    document, resolved = _resolve(recipe, settings)
+    check(resolved, document)
+    report = run_recipe(resolved, out, resume)
+    _show(report.to_markdown(), out)
+
+
+@app.command()
+def demo(
+    out: Out = Path("runs/demo"),
+    seeds: Annotated[int, typer.Option(min=1, help="Runs with different seeds.")] = 3,
+    debug: Debug = False,
+) -> None:
+    """Distil the teacher that ships with limbeck into a student an eighth of its size."""
+    from limbeck.demo_run import run_demo
+
+    _show(run_demo(out, seeds), out)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point: every failure becomes one line on stderr and an exit code."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    for noisy in ("datasets", "httpx", "transformers", "matplotlib", "filelock", "fsspec"):
+        logging.getLogger(noisy).setLevel(logging.ERROR)
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in given
+    if "--version" in given:
+        from limbeck import __version__
+
+        print(f"limbeck {__version__}")
+        sys.exit(0)
+    try:
+        code = app(given, standalone_mode=False)
+        sys.exit(code if isinstance(code, int) else 0)
+    except Interrupted as error:
+        _fail(str(error), 130, debug)
+    except KeyboardInterrupt:
+        _fail("interrupted; the newest checkpoint is whole, go on with --resume", 130, debug)
+    except (RecipeError, DataError, ModelError) as error:
+        _fail(str(error), 2, debug)
+    except LimbeckError as error:
+        _fail(str(error), 1, debug)
+    except BrokenPipeError:
+        sys.stderr.close()
+        sys.exit(1)
+    except Exception as error:  # the last resort: say what happened, not how Python got there
+        if hasattr(error, "format_message"):  # a usage error of click, which typer may bundle
+            _fail(f"{error.format_message()} (limbeck --help)", 2, debug)  # pyright: ignore
+        place = _place(error)
+        _fail(f"{type(error).__name__}: {error} (in {place}; --debug shows more)", 1, debug)
+
+
+def _resolve(path: Path, settings: Sequence[str] | None) -> tuple[Any, Any]:
+    from limbeck.recipe.document import override, read
+    from limbeck.recipe.resolve import resolve
+
+    document = override(read(path), settings or ())
+    return document, resolve(document)
+
+
+def _show(page: str, out: Path) -> None:
+    import os
+
+    from rich.console import Console
+    from rich.markdown import Markdown
+
+    if int(os.environ.get("RANK", "0")):
+        return
+    console = Console()
+    shown = page.split("\n## Plots")[0]  # a terminal shows no images
+    if console.is_terminal:
+        console.print(Markdown(shown))
+    else:
+        print(shown)
+    print(f"\nreport: {out / 'report.md'}   student: {out / 'student'}")
+
+
+def _place(error: BaseException) -> str:
+    frames = traceback.extract_tb(error.__traceback__)
+    return f"{Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else "limbeck"
+
+
+def _fail(message: str, code: int, debug: bool) -> None:
+    if debug:
+        traceback.print_exc()
+    print(" ".join(message.split()), file=sys.stderr)
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()

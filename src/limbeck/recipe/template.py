@@ -1,0 +1,48 @@
+"""A first recipe for a method, to be edited."""
+
+from dataclasses import fields
+
+from limbeck.core.errors import RecipeError
+from limbeck.core.registry import did_you_mean, kinds
+from limbeck.recipe import resolve as _registers  # noqa: F401
+
+
+def template(method: str, *, student: str, teacher: str, data: str) -> str:
+    """YAML of a recipe with one term, each line explained.
+
+    Raises:
+        RecipeError: there is no such objective.
+    """
+    known = kinds("objective")
+    if method not in known:
+        raise RecipeError("METHOD", f"no objective {method!r}; {did_you_mean(method, list(known))}")
+    cls = known[method]
+    settings = "".join(f", {field.name}: {field.default}" for field in fields(cls))
+    title = (cls.__doc__ or method).strip().splitlines()[0]
+    taught = bool(getattr(cls, "needs", ()))
+    teachers = (
+        f"teachers:\n  big: {{kind: local, name: {teacher}}}   # its weights keep their own dtype\n"
+        if taught
+        else ""
+    )
+    evals = "agreement, perplexity" if taught else "perplexity"
+    compare = "compare: labels          # also train on hard labels alone, to see the gain\n"
+    return f"""\
+# {title}
+student:
+  name: {student}     # or: {{from: big, layers: [0, 4, 8, ...]}}, or {{config: {{model_type: llama, ...}}}}
+  max_length: 1024         # tokens of a sample; what does not fit is cut and counted
+{teachers}source:
+  path: {data}         # rows of {{prompt, completion}}, {{messages}} or {{text}}
+  holdout: 64              # rows kept for evaluation, or a file of them
+terms:                     # the loss is the sum of weight * objective
+  - {{objective: {{kind: {method}{settings}}}, weight: 1.0}}
+train:
+  steps: 500
+  batch_tokens: 16384      # tokens of a step, over all processes
+  accumulate: 1            # raise it when memory runs out; the result does not change
+  learning_rate: 3.0e-4
+evals: [{evals}]
+{compare if taught else ""}price: {{}}                 # teacher_usd_per_hour, student_usd_per_hour
+seed: 0
+"""
