@@ -99,3 +99,31 @@ def tiny_data(tmp_path_factory) -> Path:
             answer = " ".join(WORDS[(row * 7 + k) % len(WORDS)] for k in range(2 + row % 11))
             file.write(json.dumps({"prompt": prompt + "\n", "completion": answer}) + "\n")
     return path
+
+
+@pytest.fixture
+def make_recipe(tiny_teacher, tiny_data):
+    """Builds a recipe of the tiny models; keyword arguments replace its parts."""
+    from limbeck.recipe.document import Document
+    from limbeck.recipe.resolve import resolve
+
+    def make(train=None, **parts):
+        values = {
+            "student": {"from": "teacher", "layers": [0, 3]},
+            "teachers": {"big": {"name": str(tiny_teacher)}},
+            "source": {"path": str(tiny_data), "holdout": 4},
+            "terms": [
+                {"objective": {"kind": "forward_kl"}, "weight": 0.7},
+                {"objective": {"kind": "cross_entropy"}, "weight": 0.3},
+            ],
+            "train": {
+                "steps": 8,
+                "batch_tokens": 200,
+                "learning_rate": 0.01,
+                "save_every": 3,
+                **(train or {}),
+            },
+        }
+        return resolve(Document({**values, **parts}, {}))
+
+    return make
