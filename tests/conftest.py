@@ -49,8 +49,8 @@ def tokenizer():
         tokenizer_object=raw, bos_token="<bos>", eos_token="<eos>", pad_token="<pad>"
     )
     fast.chat_template = (
-        "{% for m in messages %}[{{ m.role }}] {{ m.content }}<eos>\n{% endfor %}"
-        "{% if add_generation_prompt %}[assistant] {% endif %}"
+        "{% for m in messages %}[{{ m.role }}]\n{{ m.content }}<eos>\n{% endfor %}"
+        "{% if add_generation_prompt %}[assistant]\n{% endif %}"
     )
     return fast
 

@@ -12,6 +12,8 @@ import typer
 # Heavy imports (torch, transformers) wait inside the commands, so that --help is quick.
 from limbeck.core.errors import DataError, Interrupted, LimbeckError, ModelError, RecipeError
 
+INTERRUPTED = 130
+
 app = typer.Typer(
     name="limbeck",
     help="Distil a large language model into a small one, and see what was kept.",
@@ -133,11 +135,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(0)
     try:
         code = app(given, standalone_mode=False)
+        if code == INTERRUPTED:  # typer swallows Ctrl-C
+            _fail("interrupted; the newest checkpoint is whole, go on with --resume", code, debug)
         sys.exit(code if isinstance(code, int) else 0)
     except Interrupted as error:
-        _fail(str(error), 130, debug)
-    except KeyboardInterrupt:
-        _fail("interrupted; the newest checkpoint is whole, go on with --resume", 130, debug)
+        _fail(str(error), INTERRUPTED, debug)
     except (RecipeError, DataError, ModelError) as error:
         _fail(str(error), 2, debug)
     except LimbeckError as error:

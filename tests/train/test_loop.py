@@ -131,8 +131,8 @@ def test_weights_of_samples_weigh_their_rows(make_recipe, tmp_path):
     def first_loss(weights):
         path = tmp_path / "w.jsonl"
         rows = [
-            {"prompt": "the\n", "completion": "cat sat", "weight": weights[0]},
-            {"prompt": "the\n", "completion": "river river near", "weight": weights[1]},
+            {"prompt": "the\n", "completion": "xx", "weight": weights[0]},
+            {"prompt": "the\n", "completion": "qq", "weight": weights[1]},
         ] * 4
         path.write_text("".join(json.dumps(row) + "\n" for row in rows))
         out = tmp_path / str(weights)

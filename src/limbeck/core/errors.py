@@ -46,5 +46,5 @@ class DivergedError(LimbeckError, ArithmeticError):
     """Loss or gradient stayed non-finite; training stopped at the last good state."""
 
 
-class Interrupted(LimbeckError, KeyboardInterrupt):
+class Interrupted(LimbeckError, InterruptedError):
     """The user stopped the run; a checkpoint was written."""

@@ -87,7 +87,9 @@ def claimed(out: Path, resume: bool, mesh: Mesh) -> Iterator[None]:
         raise RecipeError("--out", f"{out} is a file, not a folder")
     if (out / "recipe.yaml").exists() and not resume:
         raise RecipeError("--out", f"{out} holds a run; go on with --resume or give another folder")
-    if out.is_dir() and any(out.iterdir()) and not (out / "recipe.yaml").exists():
+    # Hidden files are a lock and half-written ones, which a run that was killed at once leaves.
+    strange = out.is_dir() and any(not path.name.startswith(".") for path in out.iterdir())
+    if strange and not (out / "recipe.yaml").exists():
         raise RecipeError("--out", f"{out} is not empty and holds no run; give another folder")
     out.mkdir(parents=True, exist_ok=True)
     with (out / ".lock").open("w") as lock:

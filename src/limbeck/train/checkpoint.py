@@ -70,7 +70,7 @@ class Checkpoints:
         weights = _gather(named_parameters(trainer), main)
         moments = _gather(_named_moments(trainer), main)
         path = self.folder / f"step-{trainer.state.step}"
-        if main and not (path / MANIFEST).exists():
+        if main and broken(path):  # a whole one may be there: a Ctrl-C right after it
             record = {
                 "recipe": self.recipe,
                 "state": asdict(trainer.state),

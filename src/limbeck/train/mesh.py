@@ -69,7 +69,9 @@ class Mesh:
         )
         for layer in decoder_layers(module):
             fully_shard(layer, mp_policy=policy)
-        return fully_shard(module, mp_policy=policy)
+        # By default the outermost part would stay whole after an evaluation's forward pass, and
+        # the optimizer and checkpoints would then take hold of the wrong parameters.
+        return fully_shard(module, mp_policy=policy, reshard_after_forward=True)
 
     @contextmanager
     def accumulating(self, module: nn.Module, *, last: bool) -> Iterator[None]:

@@ -1,0 +1,216 @@
+"""A run that was killed ends with the same weights as one that was not, bit for bit."""
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from limbeck.core.errors import CheckpointError, Interrupted, RecipeError
+from limbeck.recipe.resolve import dump
+from limbeck.recipe.run import run
+from limbeck.train import checkpoint as checkpoints
+from limbeck.train.checkpoint import broken, sorted_checkpoints
+
+FAULTS = Path(__file__).with_name("faults.py")
+RANDOM_KILLS = 30
+
+
+def weights(out: Path) -> str:
+    return hashlib.sha256((out / "student" / "model.safetensors").read_bytes()).hexdigest()
+
+
+@pytest.fixture
+def recipe(make_recipe, tmp_path):
+    """Accumulates, runs over several epochs, has dropout, saves every other step."""
+    made = make_recipe({"steps": 5, "save_every": 2, "accumulate": 2, "batch_tokens": 400})
+    path = tmp_path / "recipe.yaml"
+    path.write_text(dump(made))
+    return made, path
+
+
+@pytest.fixture
+def uninterrupted(recipe, tmp_path):
+    run(recipe[0], tmp_path / "whole")
+    return weights(tmp_path / "whole")
+
+
+def faults(path: Path, out: Path, *how: str) -> str:
+    command = [sys.executable, str(FAULTS), str(path), str(out), *how]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=600)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+def test_sigkill_at_random_moments(recipe, uninterrupted, tmp_path):
+    said = faults(recipe[1], tmp_path / "killed", "random", "0", str(RANDOM_KILLS))
+    assert weights(tmp_path / "killed") == uninterrupted
+    assert int(said.split()[-1]) > RANDOM_KILLS / 2  # some may have come after the end
+
+
+def test_sigkill_at_every_write_sync_and_rename(recipe, uninterrupted, tmp_path):
+    lines = faults(recipe[1], tmp_path / "killed", "each").splitlines()
+    assert len(lines) > 20
+    for line in lines:
+        number, found = line.split()
+        assert found == uninterrupted, f"point {number}"
+
+
+def test_metrics_hold_each_step_once_after_a_kill(recipe, tmp_path):
+    out = tmp_path / "killed"
+    faults(recipe[1], out, "random", "5", "6")
+    steps = [json.loads(line)["step"] for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert steps == list(range(1, 6))
+
+
+def test_dropout_draws_the_same_after_a_resume(make_recipe, tmp_path, tokenizer, tiny_data):
+    config = {"model_type": "gpt2", "n_embd": 16, "n_layer": 2, "n_head": 2, "resid_pdrop": 0.3}
+    made = make_recipe(
+        {"steps": 6, "save_every": 2, "keep": 3},
+        student={"config": {**config, "n_positions": 256}},
+        compare="labels",
+    )
+    run(made, tmp_path / "whole")
+    run(made, tmp_path / "again")
+    for step in (4, 6):
+        remove(tmp_path / "again" / "checkpoints" / f"step-{step}")
+    run(made, tmp_path / "again", resume=True)
+    assert weights(tmp_path / "again") == weights(tmp_path / "whole")
+
+
+def remove(folder: Path) -> None:
+    for file in folder.iterdir():
+        file.unlink()
+    folder.rmdir()
+
+
+@pytest.mark.parametrize("file", ["weights.safetensors", "optimizer.safetensors", "state.json"])
+@pytest.mark.parametrize("damage", ["flip", "cut", "remove"])
+def test_a_damaged_checkpoint_is_passed_over(recipe, uninterrupted, tmp_path, file, damage):
+    out = tmp_path / "out"
+    run(recipe[0], out)
+    newest, before = sorted_checkpoints(out / "checkpoints")
+    victim = newest / file
+    data = bytearray(victim.read_bytes())
+    if damage == "flip":
+        data[len(data) // 2] ^= 1
+        victim.write_bytes(data)
+    elif damage == "cut":
+        victim.write_bytes(data[: len(data) // 2])
+    else:
+        victim.unlink()
+    assert broken(newest)
+    assert not broken(before)
+    run(recipe[0], out, resume=True)
+    assert weights(out) == uninterrupted
+    assert not broken(newest)
+
+
+def test_ctrl_c_writes_a_checkpoint_and_says_how_to_go_on(recipe, uninterrupted, tmp_path):
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "limbeck", "run", str(recipe[1]), "--out", str(out)]
+    command += ["train.steps=4000", "train.save_every=4000"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    while not (out / "metrics.jsonl").exists() or not (out / "metrics.jsonl").stat().st_size:
+        time.sleep(0.1)
+        assert process.poll() is None, process.communicate()[1]
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "a checkpoint was written" in errors.splitlines()[-1]
+    assert "--resume" in errors.splitlines()[-1]
+    assert "Traceback" not in errors
+    (only,) = sorted_checkpoints(out / "checkpoints")
+    assert not broken(only)
+
+
+def test_a_second_run_in_the_same_folder_is_refused(recipe, tmp_path):
+    run(recipe[0], tmp_path / "out")
+    with pytest.raises(RecipeError, match="holds a run"):
+        run(recipe[0], tmp_path / "out")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.tex").write_text("precious")
+    with pytest.raises(RecipeError, match="not empty"):
+        run(recipe[0], tmp_path / "mine")
+    assert (tmp_path / "mine" / "thesis.tex").read_text() == "precious"
+
+
+def test_a_folder_that_another_process_uses_is_refused(recipe, tmp_path):
+    import fcntl
+
+    run(recipe[0], tmp_path / "out")
+    with (tmp_path / "out" / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(RecipeError, match="in use by another run"):
+            run(recipe[0], tmp_path / "out", resume=True)
+
+
+def test_a_checkpoint_of_another_recipe_is_refused(recipe, make_recipe, tmp_path):
+    run(recipe[0], tmp_path / "out")
+    other = make_recipe({"steps": 5, "learning_rate": 0.5})
+    with pytest.raises(RecipeError, match="another recipe"):
+        run(other, tmp_path / "out", resume=True)
+
+
+def test_a_full_disk_leaves_the_previous_checkpoint_whole(recipe, tmp_path, monkeypatch):
+    real = checkpoints.save_file
+    calls = iter(range(1000))
+
+    def full(tensors, path):
+        if next(calls) == 3:  # the optimizer of the second checkpoint
+            Path(path).write_bytes(b"half")
+            raise OSError(28, "No space left on device")
+        real(tensors, path)
+
+    monkeypatch.setattr(checkpoints, "save_file", full)
+    with pytest.raises(CheckpointError, match=r"step-4: [\d,]+ bytes needed, [\d,]+ free"):
+        run(recipe[0], tmp_path / "out")
+    (only,) = sorted_checkpoints(tmp_path / "out" / "checkpoints")
+    assert only.name == "step-2"
+    assert not broken(only)
+    assert [p.name for p in (tmp_path / "out" / "checkpoints").iterdir()] == ["step-2"]
+
+
+def test_a_truly_full_disk(make_recipe, tmp_path, uninterrupted, recipe):
+    probe = subprocess.run(["unshare", "-Urm", "true"], capture_output=True)
+    if probe.returncode:
+        pytest.skip("user namespaces are not allowed here, so no small disk can be made")
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    script = f"""
+mount -t tmpfs -o size=200k none {disk} &&
+{sys.executable} -m limbeck run {recipe[1]} --out {disk}/out 2>{tmp_path}/errors; echo $? >{tmp_path}/code
+mount -o remount,size=50m {disk} &&
+{sys.executable} -m limbeck run {recipe[1]} --out {disk}/out --resume &&
+sha256sum {disk}/out/student/model.safetensors >{tmp_path}/sum
+"""
+    subprocess.run(["unshare", "-Urm", "sh", "-c", script], timeout=120, capture_output=True)
+    errors = (tmp_path / "errors").read_text().splitlines()
+    assert (tmp_path / "code").read_text().strip() == "1"
+    assert "bytes needed" in errors[-1]
+    assert "free" in errors[-1]
+    assert "Traceback" not in "".join(errors)
+    assert (tmp_path / "sum").read_text().split()[0] == uninterrupted
+
+
+def test_only_the_newest_checkpoints_stay(make_recipe, tmp_path):
+    run(make_recipe({"steps": 8, "save_every": 2, "keep": 3}), tmp_path / "out")
+    names = [p.name for p in sorted_checkpoints(tmp_path / "out" / "checkpoints")]
+    assert names == ["step-8", "step-6", "step-4"]
+
+
+def test_nothing_in_a_checkpoint_is_a_pickle(recipe, tmp_path):
+    run(recipe[0], tmp_path / "out")
+    for file in (tmp_path / "out").rglob("*"):
+        if file.is_file():
+            assert not file.read_bytes().startswith((b"\x80", b"PK")), file
+
+
+def test_interrupted_is_an_error_of_ours():
+    assert issubclass(Interrupted, InterruptedError)
