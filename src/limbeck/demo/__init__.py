@@ -1,7 +1,8 @@
-"""The embedded domain: grade-school word problems, and a small teacher that solves them."""
+"""The embedded domain: grade-school word problems, a small teacher, and a smaller student."""
 
 from importlib import resources
 from pathlib import Path
+from typing import Literal
 
 from limbeck.demo.facts import Fact, Negation, facts, negations
 from limbeck.demo.problems import Problem, problems, verify, verify_rationale, write_jsonl
@@ -11,15 +12,18 @@ __all__ = [
     "Negation",
     "Problem",
     "facts",
+    "model_path",
     "negations",
     "problems",
-    "teacher_path",
     "verify",
     "verify_rationale",
     "write_jsonl",
 ]
 
 
-def teacher_path() -> Path:
-    """The folder of the teacher that ships with the package."""
-    return Path(str(resources.files("limbeck.demo"))) / "teacher"
+def model_path(which: Literal["teacher", "student"]) -> Path:
+    """The folder of one of the two models that ship with the package.
+
+    The teacher solves the problems; the student can read and calculate, but not yet solve them.
+    """
+    return Path(str(resources.files("limbeck.demo"))) / which
