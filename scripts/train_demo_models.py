@@ -3,9 +3,9 @@
     python scripts/train_demo_models.py teacher --minutes 68
     python scripts/train_demo_models.py student --minutes 15
 
-The teacher makes the tokenizer, and learns to solve problems. The student uses that tokenizer and
-learns the language alone: questions and worked sums, but never a question with its solution. It is
-what a small pretrained model is to a user: able to read and to calculate, not yet to do the task.
+The teacher makes the tokenizer, and learns to solve problems of one to five steps. The student uses
+that tokenizer and learns the basics: to read questions, to calculate, and to solve problems of one
+step. It is what a small pretrained model is to a user: able, but not at the task.
 
 The learning rate follows the clock (warm up, hold, decay to zero), so the same command gives the
 best model that a machine can make in that time. The model is exported every few minutes, and can
@@ -82,10 +82,15 @@ def rows(seed: int) -> Iterator[tuple[str, str]]:
 
 
 def basics(seed: int) -> Iterator[tuple[str, str]]:
-    """Endless (nothing, text): a question or a solution, never of the same problem."""
+    """Endless (prompt, text): one-step problems with their solution; of longer ones either the
+    question or the solution, never both."""
     draw = random.Random(seed)
     for row in problems(seed, "train"):
-        yield "", row.question if draw.random() < 0.4 else row.completion.strip()
+        if row.steps == 1:
+            yield row.prompt, row.completion
+        elif draw.random() < 0.4:
+            # Enough of both to read and to calculate; more would crowd out the solved ones.
+            yield "", row.question if draw.random() < 0.4 else row.completion.strip()
 
 
 def batches(
