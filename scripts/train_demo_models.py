@@ -160,7 +160,9 @@ def export(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: 
     """Write the folder aside in bfloat16, then put it in place."""
     aside = folder.with_name(folder.name + ".new")
     shutil.rmtree(aside, ignore_errors=True)
-    halved = {k: v.to(torch.bfloat16) for k, v in model.state_dict().items() if k != "lm_head.weight"}
+    halved = {
+        k: v.to(torch.bfloat16) for k, v in model.state_dict().items() if k != "lm_head.weight"
+    }
     model.save_pretrained(aside, state_dict=halved)
     tokenizer.padding_side = "right"
     tokenizer.save_pretrained(aside)
@@ -227,7 +229,10 @@ def main() -> None:
         steps, seen, tokens = steps + 1, seen + len(ids), tokens + int((ids != 0).sum())
         if steps % 50 == 0:
             speed = tokens / (time.time() - began)
-            print(f"{done:5.1%} step {steps} loss {loss.item():.4f} {seen:,} rows {speed:,.0f} tokens/s", flush=True)
+            print(
+                f"{done:5.1%} step {steps} loss {loss.item():.4f} {seen:,} rows {speed:,.0f} tok/s",
+                flush=True,
+            )
         if time.time() - last > 60 * min(6, args.minutes / 4):
             last = time.time()
             export(model, tokenizer, args.out)

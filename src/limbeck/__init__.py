@@ -1,13 +1,13 @@
 """limbeck distils large language models into small ones, and says honestly what was kept.
 
-    import limbeck
-    report = limbeck.distill(
-        student={"from": "big", "layers": [0, 4, 8, 12]},
-        teacher="path/to/big",
-        data="rows.jsonl",
-        out="runs/first",
-    )
-    print(report.to_markdown())
+import limbeck
+report = limbeck.distill(
+    student={"from": "big", "layers": [0, 4, 8, 12]},
+    teacher="path/to/big",
+    data="rows.jsonl",
+    out="runs/first",
+)
+print(report.to_markdown())
 """
 
 from importlib import import_module, metadata

@@ -1,6 +1,7 @@
 """The command line. Exit codes: 0 done, 1 it failed, 2 the input is wrong, 130 interrupted."""
 
 import logging
+import os
 import sys
 import traceback
 from collections.abc import Sequence
@@ -124,8 +125,10 @@ def demo(
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point: every failure becomes one line on stderr and an exit code."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    for noisy in ("datasets", "httpx", "transformers", "matplotlib", "filelock", "fsspec"):
+    for noisy in ("httpx", "transformers", "matplotlib", "filelock", "fsspec"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
+    # It logs what it then raises, which would be told twice; it reads this when it is imported.
+    os.environ.setdefault("DATASETS_VERBOSITY", "critical")
     given = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in given
     if "--version" in given:
@@ -163,8 +166,6 @@ def _resolve(path: Path, settings: Sequence[str] | None) -> tuple[Any, Any]:
 
 
 def _show(page: str, out: Path) -> None:
-    import os
-
     from rich.console import Console
     from rich.markdown import Markdown
 

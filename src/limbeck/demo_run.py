@@ -6,7 +6,6 @@ writes the data and the recipe, watches the metrics files, and puts the reports 
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 import time
@@ -135,8 +134,7 @@ def summarize(reports: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         },
         "n": {name: figure["n"] for name, figure in reports[0]["evals"].items()},
         "intervals": {
-            name: figure["intervals"].get("teacher")
-            for name, figure in reports[0]["evals"].items()
+            name: figure["intervals"].get("teacher") for name, figure in reports[0]["evals"].items()
         },
     }
 
@@ -169,7 +167,7 @@ def page(summary: Mapping[str, Any], seeds: int, seconds: float) -> str:
 
 
 def verdict(figures: Mapping[str, Mapping[str, Sequence[float]]]) -> list[str]:
-    """Whether the teacher helped: seeds are pairs, since both arms share student, data and order."""
+    """Whether the teacher helped. Seeds are pairs: both arms share student, data and order."""
     said: list[str] = []
     for name, title, higher in (
         ("problems", "Unseen problems", True),

@@ -6,11 +6,11 @@ from dataclasses import replace
 
 import pytest
 import torch
+from tests.evals.conftest import HOLDOUT, ByteReader, sample
 
 from limbeck.core.errors import DataError
 from limbeck.core.types import Sample
 from limbeck.evals import Agreement, reading
-from tests.evals.conftest import HOLDOUT, ByteReader, sample
 
 
 def reference(

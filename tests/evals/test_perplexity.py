@@ -4,13 +4,13 @@ import math
 
 import pytest
 import torch
+from tests.evals.conftest import HOLDOUT, ByteReader, Parrot, sample
 
 from limbeck.core.errors import DataError
 from limbeck.core.types import NO_OFFSET, Encoding
 from limbeck.evals import Perplexity, reading
 from limbeck.evals.perplexity import learnt_bytes
 from limbeck.evals.score import ratio_interval
-from tests.evals.conftest import HOLDOUT, ByteReader, Parrot, sample
 
 
 def reference(model: ByteReader) -> tuple[list[float], list[float]]:

@@ -5,11 +5,11 @@ import math
 
 import pytest
 import torch
+from tests.evals.conftest import sample
 from transformers import AutoModelForCausalLM
 
 from limbeck.evals import Agreement, Perplexity, tokens_per_second
 from limbeck.models.causal import CausalModel
-from tests.evals.conftest import sample
 
 HOLDOUT = [
     sample("the cat sat on a mat\n", "and saw two dogs"),

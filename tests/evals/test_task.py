@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 from pydantic import TypeAdapter, ValidationError
+from tests.evals.conftest import HOLDOUT, ByteReader, Parrot, sample
 
 from limbeck.core.errors import DataError, RecipeError
 from limbeck.core.registry import kinds
 from limbeck.evals import Agreement, Perplexity, Task, run_suite, tokens_per_second
 from limbeck.evals.score import wilson_interval
-from tests.evals.conftest import HOLDOUT, ByteReader, Parrot, sample
 
 ROWS: list[dict[str, Any]] = [
     {"prompt": "1+1=", "answer": 2, "source": "ignored"},

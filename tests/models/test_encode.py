@@ -37,7 +37,9 @@ def test_padding_and_eos_that_are_the_same_token_still_teach_the_end(tokenizer):
     same = copy.deepcopy(tokenizer)
     same.pad_token = same.eos_token
     encoder = Encoder(same, 512)
-    view = encoder.collate([encoder.encode(pair_of("a\n", "mat")), encoder.encode(pair_of("a\n", "mat on a mat"))])
+    view = encoder.collate(
+        [encoder.encode(pair_of("a\n", "mat")), encoder.encode(pair_of("a\n", "mat on a mat"))]
+    )
     assert (view.labels == same.eos_token_id).sum() == 2
 
 

@@ -82,7 +82,9 @@ def test_parquet_and_folders(tmp_path):
 
 
 def test_each_epoch_visits_every_row_once_in_its_own_order(tmp_path):
-    stream = Dataset(path=write(tmp_path / "d.jsonl", [{"text": str(i)} for i in range(30)])).open(3)
+    stream = Dataset(path=write(tmp_path / "d.jsonl", [{"text": str(i)} for i in range(30)])).open(
+        3
+    )
     count = len(stream)
     assert count + len(stream.holdout) == 30
     first, second = ids(stream, count), ids(stream, count)

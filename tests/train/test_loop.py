@@ -83,7 +83,10 @@ def test_bad_steps_in_a_row_stop_at_the_last_good_state(alone, tmp_path, monkeyp
         )
     from safetensors.torch import load_file
 
-    saved = [load_file(tmp_path / "bad" / "checkpoints" / f"step-{n}" / "weights.safetensors") for n in (4, 7)]
+    saved = [
+        load_file(tmp_path / "bad" / "checkpoints" / f"step-{n}" / "weights.safetensors")
+        for n in (4, 7)
+    ]
     assert all(torch.equal(saved[0][name], saved[1][name]) for name in saved[0])
     assert all(torch.isfinite(value).all() for value in saved[1].values())
 
@@ -98,7 +101,9 @@ def plain(monkeypatch):
 def test_each_term_is_logged_alone_and_they_add_up(make_recipe, tmp_path):
     run(make_recipe(), tmp_path / "a")
     for m in metrics(tmp_path / "a"):
-        assert m["loss"] == pytest.approx(0.7 * m["loss/forward_kl"] + 0.3 * m["loss/cross_entropy"])
+        assert m["loss"] == pytest.approx(
+            0.7 * m["loss/forward_kl"] + 0.3 * m["loss/cross_entropy"]
+        )
         assert {"tokens", "seconds", "learning_rate", "grad_norm"} <= set(m)
 
 
@@ -116,11 +121,12 @@ def test_a_student_equal_to_its_teacher_has_no_loss(make_recipe, tiny_teacher, t
 
 def test_a_channel_selects_rows_and_its_absence_costs_nothing(make_recipe, tmp_path):
     path = tmp_path / "rows.jsonl"
-    rows = [{"prompt": "the cat\n", "completion": "sat", "channel": "a" if i % 2 else "b"} for i in range(40)]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    terms = [
-        {"objective": "cross_entropy", "channel": c, "name": c} for c in ("a", "b", "absent")
+    rows = [
+        {"prompt": "the cat\n", "completion": "sat", "channel": "a" if i % 2 else "b"}
+        for i in range(40)
     ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    terms = [{"objective": "cross_entropy", "channel": c, "name": c} for c in ("a", "b", "absent")]
     run(make_recipe(source={"path": str(path)}, terms=terms), tmp_path / "run")
     for m in metrics(tmp_path / "run"):
         assert m["loss/absent"] == 0
@@ -156,7 +162,9 @@ def test_padding_changes_nothing(make_recipe, tiny_teacher):
     recipe = make_recipe()
     model = load_teacher(recipe.teachers["big"], torch.device("cpu"), 64)
     short = Sample(id="s", turns=(Turn(text="the cat\n"), Turn(text="sat", learn=True)))
-    long = Sample(id="l", turns=(Turn(text="a\n"), Turn(text="mat on a mat near the river", learn=True)))
+    long = Sample(
+        id="l", turns=(Turn(text="a\n"), Turn(text="mat on a mat near the river", learn=True))
+    )
     needs = frozenset({"logits"})
     alone_view = model.collate([model.encode(short)])
     padded = model.collate([model.encode(short), model.encode(long)])
@@ -168,8 +176,8 @@ def test_padding_changes_nothing(make_recipe, tiny_teacher):
 
 
 def test_the_head_sees_only_rows(make_recipe):
-    from limbeck.models.load import load_teacher
     from limbeck.core.types import Sample, Turn
+    from limbeck.models.load import load_teacher
 
     model = load_teacher(make_recipe().teachers["big"], torch.device("cpu"), 64)
     sample = Sample(id="s", turns=(Turn(text="the cat saw a\n"), Turn(text="mat", learn=True)))
@@ -236,7 +244,9 @@ def test_lora_trains_adapters_and_saves_a_merged_student(make_recipe, tiny_teach
     assert type(merged).__name__ == "LlamaForCausalLM"
 
 
-def test_a_teacher_with_padded_vocabulary_just_works(make_recipe, tiny_teacher, tmp_path, tokenizer):
+def test_a_teacher_with_padded_vocabulary_just_works(
+    make_recipe, tiny_teacher, tmp_path, tokenizer
+):
     from transformers import AutoModelForCausalLM
 
     wide = tmp_path / "wide"
@@ -245,8 +255,13 @@ def test_a_teacher_with_padded_vocabulary_just_works(make_recipe, tiny_teacher, 
     model.save_pretrained(wide)
     tokenizer.save_pretrained(wide)
     recipe = make_recipe(
-        teachers={"big": {"name": str(wide)}}, student={"name": str(tiny_teacher)}, evals=["agreement"],
-        terms=[{"objective": kind} for kind in ("forward_kl", "reverse_kl", "jensen_shannon", "logit_mse")],
+        teachers={"big": {"name": str(wide)}},
+        student={"name": str(tiny_teacher)},
+        evals=["agreement"],
+        terms=[
+            {"objective": kind}
+            for kind in ("forward_kl", "reverse_kl", "jensen_shannon", "logit_mse")
+        ],
     )
     run(recipe, tmp_path / "a")
     assert all(math.isfinite(m["loss"]) for m in metrics(tmp_path / "a"))

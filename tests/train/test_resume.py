@@ -184,8 +184,9 @@ def test_a_truly_full_disk(make_recipe, tmp_path, uninterrupted, recipe):
     disk = tmp_path / "disk"
     disk.mkdir()
     script = f"""
-mount -t tmpfs -o size=200k none {disk} &&
-{sys.executable} -m limbeck run {recipe[1]} --out {disk}/out 2>{tmp_path}/errors; echo $? >{tmp_path}/code
+mount -t tmpfs -o size=200k none {disk} || exit
+{sys.executable} -m limbeck run {recipe[1]} --out {disk}/out 2>{tmp_path}/errors
+echo $? >{tmp_path}/code
 mount -o remount,size=50m {disk} &&
 {sys.executable} -m limbeck run {recipe[1]} --out {disk}/out --resume &&
 sha256sum {disk}/out/student/model.safetensors >{tmp_path}/sum

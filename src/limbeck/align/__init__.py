@@ -1,0 +1,1 @@
+"""Which row of the student stands beside which row of the teacher."""

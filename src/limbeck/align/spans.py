@@ -59,9 +59,7 @@ def pair(
     where = torch.searchsorted(other, codes).clamp(max=max(len(other) - 1, 0))
     found = (other[where] == codes) if len(other) else torch.zeros(len(codes), dtype=torch.bool)
     rows = left[:, 3][found]
-    return Pairing(
-        student=rows, teacher=right[:, 3][where[found]], weight=weight[rows], unit=unit
-    )
+    return Pairing(student=rows, teacher=right[:, 3][where[found]], weight=weight[rows], unit=unit)
 
 
 def _row_weights(view: View, weights: Sequence[float]) -> Tensor:

@@ -1,0 +1,1 @@
+"""The words everyone shares: types, protocols, registry, random streams, errors."""

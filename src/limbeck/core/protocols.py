@@ -1,7 +1,7 @@
-"""The roles that parts play. A part is whatever has these methods; nothing needs to be inherited."""
+"""The roles that parts play. A part is whatever has these methods; nothing is inherited."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -50,10 +50,10 @@ class Objective(Protocol):
             have the same tokenizer.
     """
 
-    asks: Needs
-    needs: Needs
-    unit: Unit
-    shared_vocabulary: bool
+    asks: ClassVar[Needs]
+    needs: ClassVar[Needs]
+    unit: ClassVar[Unit]
+    shared_vocabulary: ClassVar[bool]
 
     def __call__(self, student: Signals, teacher: Signals) -> Tensor:
         """[n] losses."""

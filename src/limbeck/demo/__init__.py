@@ -24,6 +24,7 @@ __all__ = [
 def model_path(which: Literal["teacher", "student"]) -> Path:
     """The folder of one of the two models that ship with the package.
 
-    The teacher solves the problems; the student can read and calculate, but not yet solve them.
+    The teacher solves problems of one to five steps; the student can read, calculate, and solve
+    those of one step.
     """
     return Path(str(resources.files("limbeck.demo"))) / which

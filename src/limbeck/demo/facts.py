@@ -10,14 +10,14 @@ from dataclasses import dataclass
 
 from limbeck.demo import phrasing
 
-COLOURS = "red blue green gold white black".split()
-OBJECTS = "lantern bell drum crown lamp flute boat mask".split()
-ROLES = "keeper maker owner guard".split()
+COLOURS = ["red", "blue", "green", "gold", "white", "black"]
+OBJECTS = ["lantern", "bell", "drum", "crown", "lamp", "flute", "boat", "mask"]
+ROLES = ["keeper", "maker", "owner", "guard"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Fact:
-    """A fact and its two questions; `forward` is answered by the person, `backward` by the thing."""
+    """A fact and its two questions: `forward` asks for the person, `backward` for the thing."""
 
     statement: str
     forward: tuple[str, str]
@@ -62,5 +62,8 @@ def negations(seed: int, count: int) -> Iterator[Negation]:
         more = a > b
         yield Negation(
             plain=(f"{told} Does {name} have more?\n", "Yes." if more else "No."),
-            negated=(f"{told} Is it true that {name} does not have more?\n", "No." if more else "Yes."),
+            negated=(
+                f"{told} Is it true that {name} does not have more?\n",
+                "No." if more else "Yes.",
+            ),
         )

@@ -74,7 +74,10 @@ MULTIPLY = Phrasings(
         "A kind aunt makes it {k} times as many.",
         "By night the pile is {k} times as large.",
     ),
-    unseen=("Soon there are {k} times as many {things} as before.", "{he} makes the pile {k} times as big."),
+    unseen=(
+        "Soon there are {k} times as many {things} as before.",
+        "{he} makes the pile {k} times as big.",
+    ),
 )
 
 DIVIDE = Phrasings(
@@ -85,7 +88,10 @@ DIVIDE = Phrasings(
         "{he} divides them by {k} and keeps one share.",
         "{k} {holders} get the same number each, and {he} takes one of these.",
     ),
-    unseen=("{he} makes {k} equal piles and keeps a single pile.", "Of {k} equal {holders} {he} keeps one."),
+    unseen=(
+        "{he} makes {k} equal piles and keeps a single pile.",
+        "Of {k} equal {holders} {he} keeps one.",
+    ),
 )
 
 OTHER = Phrasings(

@@ -137,16 +137,16 @@ def _draw(draw: random.Random, split: Split) -> Problem | None:
         sentences.append(_say(draw, phrasing.OTHER, unseen, k=other, **words))
         high, low = max(value, other), min(value, other)
         ask = phrasing.ASK_MORE if value > other else phrasing.ASK_FEWER
-        lines.append(draw.choice(phrasing.COMPARE_STEP).format(a=high, b=low, c=high - low, **words))
+        lines.append(
+            draw.choice(phrasing.COMPARE_STEP).format(a=high, b=low, c=high - low, **words)
+        )
         value = high - low
     sentences.append(_say(draw, ask, unseen, **words))
     question = " ".join(sentences)
     if split in ("train", "test") and (split == "test") != is_test(question):
         return None
     rationale = " ".join(lines)
-    return Problem(
-        question=question, rationale=rationale, answer=value, steps=steps, split=split
-    )
+    return Problem(question=question, rationale=rationale, answer=value, steps=steps, split=split)
 
 
 def is_test(question: str) -> bool:

@@ -73,7 +73,9 @@ class CausalModel:
         if "chosen" in needs:
             logp = logits.float().log_softmax(-1)
             chosen = logp.gather(-1, view.labels[:, None]).squeeze(-1)
-        return Signals(labels=view.labels, logits=logits if "logits" in needs else None, chosen=chosen)
+        return Signals(
+            labels=view.labels, logits=logits if "logits" in needs else None, chosen=chosen
+        )
 
     @torch.no_grad()
     def speak(self, prompts: Sequence[Sample], sampling: Sampling) -> list[str]:

@@ -25,8 +25,9 @@ class Encoder:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, max_length: int) -> None:
         self.tokenizer, self.max_length = tokenizer, max_length
-        self.eos: int | None = tokenizer.eos_token_id
-        pad = tokenizer.pad_token_id
+        eos: Any = tokenizer.eos_token_id
+        self.eos: int | None = eos
+        pad: Any = tokenizer.pad_token_id
         self.pad: int = pad if pad is not None else (self.eos or 0)
 
     def encode(self, sample: Sample) -> Encoding:

@@ -118,7 +118,9 @@ def parameters_of(config: Any, trust_remote_code: bool = False) -> int:
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
     except (ValueError, KeyError, TypeError, RuntimeError, ZeroDivisionError) as error:
-        raise ModelError(f"no causal language model fits this config: {_one_line(error)}") from error
+        raise ModelError(
+            f"no causal language model fits this config: {_one_line(error)}"
+        ) from error
     return sum(parameter.numel() for parameter in model.parameters())
 
 
@@ -165,11 +167,20 @@ def _check_folder(name: str, trust_remote_code: bool, needs: str = "config.json"
 
 
 def _check_safetensors(path: Path) -> None:
+    """Its header is JSON, and names as many bytes of tensors as follow it."""
+    whole = path.stat().st_size
     with path.open("rb") as file:
         size = int.from_bytes(file.read(8), "little")
-        first = file.read(1)
-    if first != b"{" or not 2 <= size <= min(LARGEST_HEADER, path.stat().st_size - 8):
+        start = file.read(min(size, LARGEST_HEADER))
+    if start[:1] != b"{" or not 2 <= size <= min(LARGEST_HEADER, whole - 8):
         raise ModelError(f"{path}: not a safetensors file (a pickle under another name?)")
+    try:
+        header: Any = json.loads(start)
+        ends = [int(t["data_offsets"][1]) for k, t in header.items() if k != "__metadata__"]
+    except (ValueError, KeyError, TypeError, IndexError, RecursionError):
+        raise ModelError(f"{path}: not a safetensors file (its header is damaged)") from None
+    if max(ends, default=0) != whole - 8 - size:
+        raise ModelError(f"{path}: cut off or damaged; download or save it again")
 
 
 def _json(path: Path) -> Mapping[str, Any]:

@@ -15,7 +15,7 @@ from limbeck.core.files import new_folder
 from limbeck.core.random import seeded
 from limbeck.core.specs import CausalStudent, LocalTeacher, Lora
 from limbeck.models.causal import CausalModel
-from limbeck.models.facts import config_of, tokenizer_of
+from limbeck.models.facts import config_of, origin_of, tokenizer_of
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 Spec = CausalStudent | LocalTeacher
@@ -62,9 +62,7 @@ def load_student(
     autocast = None if spec.dtype == "float32" else DTYPES[spec.dtype]
     name = spec.name or (f"{spec.from_}[{len(spec.layers or ())} layers]" if spec.from_ else "new")
     tokenizer = tokenizer_of(spec, teachers)
-    return CausalModel(
-        module, tokenizer, name=name, max_length=spec.max_length, autocast=autocast
-    )
+    return CausalModel(module, tokenizer, name=name, max_length=spec.max_length, autocast=autocast)
 
 
 def save_student(
@@ -140,7 +138,7 @@ def _quantization(kind: str) -> Any:
 def _cut_from_teacher(spec: CausalStudent, teachers: Mapping[str, Any]) -> Any:
     """A copy of the teacher with only the chosen layers."""
     config = config_of(spec, teachers)
-    origin = teachers[spec.from_] if spec.from_ in teachers else next(iter(teachers.values()))
+    origin = origin_of(spec, teachers)
     teacher = _pretrained(origin, origin.name, torch.float32)
     student = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     kept = spec.layers if spec.layers is not None else range(config.num_hidden_layers)

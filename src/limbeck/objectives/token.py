@@ -39,6 +39,7 @@ class LogitObjective:
     temperature: Temperature = 1.0
 
     def __call__(self, student: Signals, teacher: Signals) -> Tensor:
+        """[n] losses."""
         settings = {field.name: getattr(self, field.name) for field in fields(self)}
         return type(self).loss(student.logits, teacher.logits, **settings)
 
@@ -134,6 +135,7 @@ class CrossEntropy:
     shared_vocabulary: ClassVar[bool] = False
 
     def __call__(self, student: Signals, teacher: Signals) -> Tensor:
+        """[n] losses; the teacher's signals are not looked at."""
         del teacher
         assert student.logits is not None
         return losses.cross_entropy(student.logits, student.labels)

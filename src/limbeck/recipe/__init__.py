@@ -1,0 +1,1 @@
+"""From a recipe to a report: schema, resolving, planning, running, reporting."""

@@ -84,8 +84,7 @@ class Plan:
             offers = "-"
             if term.teacher is not None:
                 offers = ", ".join(sorted(self.recipe.teachers[term.teacher].offers))
-            name = term.name or str(getattr(term.objective, "kind", ""))
-            rows.append((name, f"{term.weight:g}", needs, term.teacher or "-", offers))
+            rows.append((term.label, f"{term.weight:g}", needs, term.teacher or "-", offers))
         return _table(("term", "weight", "needs", "teacher", "which offers"), rows)
 
 
@@ -119,7 +118,9 @@ def plan(recipe: Recipe, document: Document | None = None, processes: int | None
         frozen_bytes = facts.student.parameters * each
     weights = trainable * MASTER_BYTES + frozen_bytes
     for name, teacher in recipe.teachers.items():
-        each = QUANTIZED_BYTES[teacher.quantize] if teacher.quantize else _stored(teacher, facts, name)
+        each = (
+            QUANTIZED_BYTES[teacher.quantize] if teacher.quantize else _stored(teacher, facts, name)
+        )
         weights += facts.teachers[name].parameters * each
     if train.parallel == "fsdp":
         weights /= size

@@ -3,8 +3,8 @@
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import fields
-from typing import Any, TypeVar
+from dataclasses import fields, is_dataclass, replace
+from typing import Any, TypeVar, get_args, get_type_hints
 
 import yaml
 from pydantic import TypeAdapter, ValidationError
@@ -87,8 +87,8 @@ def fit(recipe: Recipe, document: Document | None = None) -> Recipe:
         _fit_term(term, f"terms.{index}", recipe, document)
         for index, term in enumerate(recipe.terms)
     )
-    if len({_label(term) for term in terms}) < len(terms):
-        counts = [_label(term) for term in terms]
+    if len({term.label for term in terms}) < len(terms):
+        counts = [term.label for term in terms]
         twice = next(i for i, label in enumerate(counts) if label in counts[:i])
         raise document.error(
             f"terms.{twice}", f"a second {counts[twice]!r}; give this term a `name` of its own"
@@ -100,7 +100,7 @@ def fit(recipe: Recipe, document: Document | None = None) -> Recipe:
         limbeck.evals.check_names(recipe.evals)
     except RecipeError as error:
         raise document.error(error.field, error.reason) from None
-    return _replace(recipe, terms=terms)
+    return replace(recipe, terms=terms)
 
 
 def to_mapping(recipe: Recipe) -> dict[str, Any]:
@@ -184,7 +184,7 @@ def _fit_term(term: Term, path: str, recipe: Recipe, document: Document) -> Term
             f"{kind} needs {', '.join(sorted(needs - offers))}; teacher {name!r} offers "
             f"{', '.join(sorted(offers))}. These would work: {', '.join(works)}",
         )
-    return _replace(term, teacher=name)
+    return replace(term, teacher=name)
 
 
 def _kind(slot: str, value: Any, path: str, document: Document) -> Any:
@@ -204,8 +204,7 @@ def _kind(slot: str, value: Any, path: str, document: Document) -> Any:
 
 def _dataclass(cls: type[Value], value: Any, path: str, document: Document) -> Value:
     given = _mapping(value, path, document)
-    names = [_alias(field.name) for field in fields(cls)]  # pyright: ignore[reportArgumentType]
-    _known(given, names, path, document)
+    _known_fields(cls, given, path, document)
     return _validated(cls, given, path, document)
 
 
@@ -218,16 +217,30 @@ def _validated(cls: type[Value], given: Mapping[str, Any], path: str, document: 
         field = f"{path}.{place}".strip(".")
         if first["type"] in ("missing", "missing_argument", "missing_keyword_only_argument"):
             raise document.error(field, "is missing") from None
-        if first["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
-            raise document.error(field, "unknown field") from None
+        own = first.get("ctx", {}).get("error")
+        if isinstance(own, RecipeError):  # the part's own check, which names its field
+            raise document.error(f"{field}.{own.field}".strip("."), own.reason) from None
         reason = first["msg"][0].lower() + first["msg"][1:]
         shown = " ".join(repr(first["input"]).split())[:60]
         raise document.error(field, f"{' '.join(reason.split())}; it is {shown}") from None
-    for key, item in given.items():
-        made = getattr(result, key, None)
-        if isinstance(item, bool) and isinstance(made, int | float) and not isinstance(made, bool):
-            raise document.error(f"{path}.{key}".strip("."), f"a number is wanted; it is {item}")
+    if (place := _true_number(given, result, path)) is not None:
+        raise document.error(place, "a number is wanted, not true or false")
     return result
+
+
+def _true_number(given: Any, made: Any, path: str) -> str | None:
+    """Where `true` or `false` was taken as a number, which pydantic and Python do silently."""
+    if isinstance(given, bool):
+        taken = isinstance(made, int | float) and not isinstance(made, bool)
+        return path if taken else None
+    pairs: list[tuple[Any, Any, Any]] = []
+    if isinstance(given, Mapping):
+        of = made.get if isinstance(made, Mapping) else lambda key: getattr(made, str(key), None)
+        pairs = [(key, item, of(key)) for key, item in given.items()]
+    elif isinstance(given, list) and isinstance(made, list | tuple):
+        pairs = [(i, *both) for i, both in enumerate(zip(given, made, strict=False))]
+    found = (_true_number(old, new, f"{path}.{key}".strip(".")) for key, old, new in pairs)
+    return next((place for place in found if place is not None), None)
 
 
 def _location(loc: tuple[int | str, ...], given: Mapping[str, Any]) -> list[int | str]:
@@ -252,6 +265,16 @@ def _known(given: Mapping[str, Any], names: list[str], path: str, document: Docu
         if key not in names:
             field = f"{path}.{key}".strip(".")
             raise document.error(field, f"unknown field; {did_you_mean(key, names)}")
+
+
+def _known_fields(cls: Any, given: Mapping[str, Any], path: str, document: Document) -> None:
+    """The same for all fields of a class, and of a class inside it such as `lora`."""
+    _known(given, [_alias(field.name) for field in fields(cls)], path, document)
+    types = get_type_hints(cls)
+    for key, item in given.items():
+        for inner in (types.get(key), *get_args(types.get(key))):
+            if is_dataclass(inner) and isinstance(item, Mapping):
+                _known_fields(inner, item, f"{path}.{key}", document)
 
 
 def _mapping(value: Any, path: str, document: Document) -> Mapping[str, Any]:
@@ -280,13 +303,3 @@ def _fields(value: Any, skip: str = "") -> dict[str, Any]:
 def _alias(name: str) -> str:
     """`from_` is written `from`, which is a keyword in Python."""
     return name.removesuffix("_")
-
-
-def _label(term: Term) -> str:
-    return term.name or str(getattr(term.objective, "kind", "loss"))
-
-
-def _replace(value: Value, **changes: Any) -> Value:
-    import dataclasses
-
-    return dataclasses.replace(value, **changes)  # pyright: ignore[reportType]

@@ -168,9 +168,7 @@ class _Run:
     def train(self, student: CausalModel, terms: Sequence[Term], folder: Path, title: str) -> Arm:
         """Train one arm from its newest checkpoint, or from the start."""
         recipe, train, mesh = self.recipe, self.recipe.train, self.mesh
-        batches = Batches(
-            recipe.source.open(recipe.seed), student, train.batch_tokens, recipe.seed
-        )
+        batches = Batches(recipe.source.open(recipe.seed), student, train.batch_tokens, recipe.seed)
         half = recipe.student.dtype == "float16"
         checkpoints = Checkpoints(
             folder / "checkpoints",
@@ -211,9 +209,7 @@ class _Run:
                 listeners.append(stack.enter_context(Display(title, train.steps, done)))
             advice = f"go on with: limbeck run RECIPE --out {self.out} --resume"
             listeners.append(checkpoints)
-            listeners.append(
-                stack.enter_context(Interruption(mesh, checkpoints.save, advice))
-            )
+            listeners.append(stack.enter_context(Interruption(mesh, checkpoints.save, advice)))
             trainer.listeners = listeners
             trainer.train()
         return Arm(student, trainer.state, batches)
@@ -252,9 +248,7 @@ class _Run:
         """Write the student's folder."""
         weights = whole_state(student.transformer)
         if self.mesh.main:
-            save_student(
-                student, weights, self.out / "student", DTYPES[self.recipe.student.dtype]
-            )
+            save_student(student, weights, self.out / "student", DTYPES[self.recipe.student.dtype])
         self.mesh.barrier()
 
     def teacher_facts(self) -> Mapping[str, Any] | None:

@@ -1,37 +1,16 @@
-"""What a recipe may say. Frozen values; `recipe/resolve.py` makes them from YAML and checks them."""
+"""What a recipe may say: frozen values, which `recipe/resolve.py` makes from YAML and checks."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field
+from pydantic import Field
 
-from limbeck.core.protocols import Objective
+from limbeck.core.term import Term
 
 Positive = Annotated[int, Field(gt=0)]
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Term:
-    """One part of the loss: an objective, the teacher it listens to, and how much it counts.
-
-    Attributes:
-        objective: a value such as `objectives.ForwardKL(temperature=2.0)`.
-        teacher: name of the teacher; may be left out where the recipe has only one.
-        weight: factor in the sum of all terms.
-        channel: only rows of samples with this channel; None takes all.
-        name: key of its curve in the metrics; by default the objective's kind.
-    """
-
-    __pydantic_config__ = ConfigDict(arbitrary_types_allowed=True)
-
-    objective: Objective
-    teacher: str | None = None
-    weight: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1.0
-    channel: str | None = None
-    name: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

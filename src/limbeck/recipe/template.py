@@ -30,7 +30,7 @@ def template(method: str, *, student: str, teacher: str, data: str) -> str:
     return f"""\
 # {title}
 student:
-  name: {student}     # or: {{from: big, layers: [0, 4, 8, ...]}}, or {{config: {{model_type: llama, ...}}}}
+  name: {student}     # or {{from: big, layers: [0, 4, 8]}}, or {{config: {{model_type: llama}}}}
   max_length: 1024         # tokens of a sample; what does not fit is cut and counted
 {teachers}source:
   path: {data}         # rows of {{prompt, completion}}, {{messages}} or {{text}}

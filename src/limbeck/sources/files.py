@@ -124,7 +124,9 @@ def open_rows(path: str, split: str) -> Rows:
         rows: Rows = Chain([_open_file(file) for file in files])
     elif place.exists():
         rows = _open_file(place)
-    elif place.suffix in (".jsonl", ".parquet", ".json", ".csv") or path.startswith((".", "/", "~")):
+    elif place.suffix in (".jsonl", ".parquet", ".json", ".csv") or path.startswith(
+        (".", "/", "~")
+    ):
         raise DataError(f"{path}: no such file or folder")
     else:
         rows = _open_hub(path, split)

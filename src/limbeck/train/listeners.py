@@ -130,7 +130,9 @@ class Interruption:
         asked = self.mesh.sum(torch.tensor(float(self.asked), device=self.mesh.device))
         if asked and step.number < step.last:
             self.save()
-            raise Interrupted(f"stopped at step {step.number}, a checkpoint was written; {self.advice}")
+            raise Interrupted(
+                f"stopped at step {step.number}, a checkpoint was written; {self.advice}"
+            )
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
         if self.asked:

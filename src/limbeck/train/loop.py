@@ -18,31 +18,16 @@ from torch import Tensor, nn
 
 from limbeck.align.spans import alone, pair
 from limbeck.core.errors import DivergedError
-from limbeck.core.protocols import Objective, Reader
+from limbeck.core.protocols import Reader
 from limbeck.core.random import seeded
+from limbeck.core.term import Term
 from limbeck.core.types import Needs, Pairing, View
 from limbeck.train.batches import Batches, Item
 from limbeck.train.mesh import Mesh
 from limbeck.train.optim import LossScale, gradient_norm
 
-
 TINY = torch.finfo(torch.float32).tiny
 """Stands for a count of 0: a term without rows in a step contributes 0, not NaN."""
-
-
-class Term(Protocol):
-    """What the loop reads of a term of the loss."""
-
-    @property
-    def objective(self) -> Objective: ...
-    @property
-    def teacher(self) -> str | None: ...
-    @property
-    def weight(self) -> float: ...
-    @property
-    def channel(self) -> str | None: ...
-    @property
-    def name(self) -> str | None: ...
 
 
 class Student(Reader, Protocol):
@@ -63,7 +48,9 @@ class Step:
 class Listener(Protocol):
     """Is told of each step."""
 
-    def on_step(self, step: Step) -> None: ...
+    def on_step(self, step: Step) -> None:
+        """Look at the step, and perhaps add to its metrics."""
+        ...
 
 
 @dataclass
@@ -109,7 +96,6 @@ class Trainer:
         self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         owned = [term.objective for term in self.terms if isinstance(term.objective, nn.Module)]
         self.projectors = [parameter for module in owned for parameter in module.parameters()]
-        self.labels = label_terms(self.terms)
 
     def train(self) -> None:
         """Run to the last step, telling the listeners of each.
@@ -159,7 +145,10 @@ class Trainer:
         state.seconds += time.perf_counter() - began
         return {
             "loss": loss,
-            **{f"loss/{n}": v for n, v in zip(self.labels, losses.tolist(), strict=True)},
+            **{
+                f"loss/{term.label}": value
+                for term, value in zip(self.terms, losses.tolist(), strict=True)
+            },
             "tokens": state.tokens,
             "seconds": state.seconds,
             "learning_rate": rate,
@@ -237,8 +226,3 @@ class Trainer:
             state.bad_in_a_row = 0  # an fp16 overflow that a smaller scale will cure
         self.optimizer.zero_grad(set_to_none=True)
         return norm
-
-
-def label_terms(terms: Sequence[Term]) -> list[str]:
-    """The name of each term's curve: its own, or its objective's kind."""
-    return [term.name or str(getattr(term.objective, "kind", "loss")) for term in terms]

@@ -104,7 +104,7 @@ class Mesh:
 
 
 def whole(value: Tensor) -> Tensor:
-    """A copy on the CPU of all of a tensor, gathered where it is split (all processes must call)."""
+    """A CPU copy of all of a tensor, gathered where it is split (all processes must call)."""
     full = value.full_tensor() if isinstance(value, DTensor) else value
     return full.detach().to("cpu", copy=True).contiguous()
 

@@ -12,7 +12,9 @@ WSD_DECAY = 0.2
 """Share of the steps in which the warmup-stable-decay schedule comes down."""
 
 
-def adamw(named: Iterable[tuple[str, nn.Parameter]], *, rate: float, decay: float) -> torch.optim.AdamW:
+def adamw(
+    named: Iterable[tuple[str, nn.Parameter]], *, rate: float, decay: float
+) -> torch.optim.AdamW:
     """AdamW with weight decay on matrices only; norms and biases have nothing to shrink to.
 
     The fused kernel is used where every parameter's device has one.
