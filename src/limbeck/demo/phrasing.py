@@ -7,7 +7,8 @@ used to test whether a model understands what it has not read before.
 from dataclasses import dataclass
 
 GIRLS = (
-    "Mia Ana Lena Zoe Ruth Nora Ines Tara Lucy Emma Olga Rosa Hana Maya Vera Ella Alma Jana Kira Leah"
+    "Mia Ana Lena Zoe Ruth Nora Ines Tara Lucy Emma Olga Rosa Hana Maya Vera Ella Alma Jana Kira "
+    "Leah"
 ).split()
 BOYS = (
     "Tom Ben Max Leo Sam Ivan Noah Paul Omar Hugo Jack Finn Axel Karl Luis Adam Rafi Emil Theo Dan"
