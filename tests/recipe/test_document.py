@@ -2,7 +2,7 @@
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from limbeck.core.errors import RecipeError
@@ -48,7 +48,7 @@ def test_an_error_takes_the_nearest_line():
     document = parse(TEXT, "recipe.yaml")
     assert str(document.error("train.clip", "bad")) == "recipe.yaml:6: train.clip: bad"
     assert str(document.error("terms.0.teacher", "bad")) == "recipe.yaml:8: terms.0.teacher: bad"
-    assert str(document.error("evals.0.x", "bad")) == "recipe.yaml:1: evals.0.x: bad"
+    assert str(document.error("evals.0.x", "bad")) == "recipe.yaml:2: evals.0.x: bad"
     assert str(Document({}, {}).error("seed", "bad")) == "seed: bad"
 
 
@@ -61,6 +61,7 @@ values = st.recursive(
 )
 
 
+@settings(suppress_health_check=[HealthCheck.too_slow])
 @given(st.dictionaries(words, values, max_size=4))
 def test_what_yaml_writes_is_read_back(mapping):
     text = yaml.safe_dump(mapping, allow_unicode=True)
@@ -96,8 +97,8 @@ def test_any_override_is_a_document_or_a_recipe_error(setting):
 
 def test_overrides_replace_add_and_reach_into_lists():
     document = parse(TEXT, "f.yaml")
-    settings = ["train.steps=9", "price.teacher_usd_per_hour=1.5", "terms.1.weight=2", "seed=null"]
-    changed = override(document, [*settings, "evals=[agreement]", "source={path: a=b}"])
+    wanted = ["train.steps=9", "price.teacher_usd_per_hour=1.5", "terms.1.weight=2", "seed=null"]
+    changed = override(document, [*wanted, "evals=[agreement]", "source={path: a=b}"])
     assert changed.values["train"] == {"steps": 9, "clip": 1.5}
     assert changed.values["price"] == {"teacher_usd_per_hour": 1.5}
     assert changed.values["terms"][1] == {"objective": "cross_entropy", "weight": 2}

@@ -14,7 +14,7 @@ from limbeck.losses.divergences import (
 )
 from limbeck.losses.labels import cross_entropy
 from limbeck.losses.regression import logit_mse
-from limbeck.losses.transport import sorted_l1
+from limbeck.losses.transport import sinkhorn, sorted_l1
 
 __all__ = [
     "adaptive_kl",
@@ -23,6 +23,7 @@ __all__ = [
     "jensen_shannon",
     "logit_mse",
     "reverse_kl",
+    "sinkhorn",
     "skew_forward_kl",
     "skew_reverse_kl",
     "sorted_l1",

@@ -49,7 +49,7 @@ def load_student(
             config = config_of(spec, teachers)
             module = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
         if spec.lora is not None:
-            module = _with_adapters(module, spec.lora, quantized=spec.quantize is not None)
+            module = with_adapters(module, spec.lora, quantized=spec.quantize is not None)
     if spec.gradient_checkpointing:
         module.gradient_checkpointing_enable({"use_reentrant": False})
         if spec.lora is not None:
@@ -102,6 +102,30 @@ def decoder_layers(module: nn.Module) -> nn.ModuleList:
     return max(lists, key=len, default=nn.ModuleList())
 
 
+def with_adapters(module: Any, lora: Lora, *, quantized: bool) -> Any:
+    """A model with low-rank adapters, which alone are trained.
+
+    Raises:
+        ModelError: a target is not there.
+    """
+    from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
+
+    if quantized:
+        module = prepare_model_for_kbit_training(module)
+    targets = lora.targets if isinstance(lora.targets, str) else list(lora.targets)
+    config = LoraConfig(
+        r=lora.rank,
+        lora_alpha=lora.alpha,  # pyright: ignore[reportArgumentType]  # PEFT divides; floats work
+        lora_dropout=lora.dropout,
+        target_modules=targets,
+        task_type="CAUSAL_LM",
+    )
+    try:
+        return get_peft_model(module, config)
+    except ValueError as error:
+        raise ModelError(f"student.lora.targets: {' '.join(str(error).split())[:200]}") from error
+
+
 def _pretrained(spec: Spec, name: str, dtype: torch.dtype | str) -> Any:
     config = config_of(spec, {})
     settings: dict[str, Any] = {}
@@ -151,25 +175,6 @@ def _cut_from_teacher(spec: CausalStudent, teachers: Mapping[str, Any]) -> Any:
     if teacher.generation_config is not None:
         student.generation_config = teacher.generation_config
     return student
-
-
-def _with_adapters(module: Any, lora: Lora, *, quantized: bool) -> Any:
-    from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
-
-    if quantized:
-        module = prepare_model_for_kbit_training(module)
-    targets = lora.targets if isinstance(lora.targets, str) else list(lora.targets)
-    config = LoraConfig(
-        r=lora.rank,
-        lora_alpha=lora.alpha,  # pyright: ignore[reportArgumentType]  # PEFT divides; floats work
-        lora_dropout=lora.dropout,
-        target_modules=targets,
-        task_type="CAUSAL_LM",
-    )
-    try:
-        return get_peft_model(module, config)
-    except ValueError as error:
-        raise ModelError(f"student.lora.targets: {' '.join(str(error).split())[:200]}") from error
 
 
 def _sharded(module: nn.Module) -> bool:

@@ -93,7 +93,9 @@ def override(document: Document, settings: Iterable[str]) -> Document:
         inner: Any = values
         for depth, key in enumerate(parents):
             if isinstance(inner, dict):
-                inner = inner.setdefault(key, {})
+                if inner.get(key) is None:  # absent, or left empty
+                    inner[key] = {}
+                inner = inner[key]
             elif isinstance(inner, list) and key.isdigit() and int(key) < len(inner):
                 inner = inner[int(key)]
             else:

@@ -4,10 +4,14 @@ import os
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from rich.console import Group, RenderableType
 from rich.syntax import Syntax
 from rich.table import Table
+from transformers import AutoModelForCausalLM
 
+from limbeck.core.specs import CausalStudent
+from limbeck.models.load import with_adapters
 from limbeck.recipe.check import Facts, check
 from limbeck.recipe.document import Document
 from limbeck.recipe.resolve import dump
@@ -15,16 +19,38 @@ from limbeck.recipe.schema import Recipe
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "auto": 4}
 QUANTIZED_BYTES = {"4bit": 0.5, "8bit": 1.0}
-MASTER_BYTES = 4 + 4 + 8
-"""Of a trained parameter: float32 weight, its gradient, and AdamW's two moments."""
+STATE_BYTES = 4 + 8
+"""Of a trained parameter, always: its float32 weight and AdamW's two moments."""
 
-LAYER_WIDTHS = 16
-"""Floats that a layer keeps for the backward pass, per token and unit of width: norms, query, key,
-value, attention's output, residuals; its feed-forward part is counted apart."""
+GRADIENT_BYTES = 4
+"""Of a trained parameter: its gradient, which is there from the backward pass to the step."""
 
-LOGIT_COPIES = 3
-"""[n, v] float32 tensors alive at once for each model that gives logits: the logits, their
-log-probabilities, and a temporary of the divergence or the gradient."""
+COPY_BYTES = 12
+"""Of a trained parameter: what a checkpoint copies to the CPU."""
+
+LAYER_WIDTHS = 11
+"""Floats that a layer keeps for the backward pass, per token and unit of width: input, normalised
+and scaled input of both norms; query, key, value, attention's output and its copy for `o_proj`."""
+
+LAYER_INNER = 4
+"""The same per unit of feed-forward width: gate, its activation, the other half, their product."""
+
+LOSS_COPIES = {
+    "cross_entropy": 3,
+    "forward_kl": 5,
+    "reverse_kl": 5,
+    "total_variation": 5,
+    "logit_mse": 5,
+    "skew_forward_kl": 8,
+    "skew_reverse_kl": 8,
+    "sorted_l1": 8,
+    "adaptive_kl": 10,
+    "jensen_shannon": 12,
+}
+"""[n, v] float32 tensors that are alive at a loss's peak, besides the logits of the two models."""
+
+OTHER_COPIES = 8
+"""The same where a kind is not in the table."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +59,8 @@ class Plan:
 
     Attributes:
         trainable: parameters that an optimizer step changes.
-        weights_bytes: student, gradients, optimizer and teachers.
+        weights_bytes: student, optimizer and teachers, which are there all the time.
+        gradients_bytes: gradients; on a CPU also the copies that a checkpoint makes.
         activations_bytes: of the largest micro-batch, logits included.
     """
 
@@ -41,12 +68,15 @@ class Plan:
     facts: Facts
     trainable: int
     weights_bytes: int
+    gradients_bytes: int
     activations_bytes: int
 
     @property
     def memory_bytes(self) -> int:
-        """Everything together."""
-        return self.weights_bytes + self.activations_bytes
+        """The peak. Gradients grow as activations go, unless they wait for more micro-batches."""
+        if self.recipe.train.accumulate > 1:
+            return self.weights_bytes + self.gradients_bytes + self.activations_bytes
+        return self.weights_bytes + max(self.gradients_bytes, self.activations_bytes)
 
     @property
     def tokens(self) -> int:
@@ -69,9 +99,10 @@ class Plan:
             _table(
                 ("memory of a device", "estimate"),
                 [
-                    ("weights, gradients, optimizer, teachers", _bytes(self.weights_bytes)),
+                    ("weights, optimizer, teachers", _bytes(self.weights_bytes)),
+                    ("gradients", _bytes(self.gradients_bytes)),
                     ("activations and logits of a micro-batch", _bytes(self.activations_bytes)),
-                    ("together", _bytes(self.memory_bytes)),
+                    ("peak", _bytes(self.memory_bytes)),
                 ],
             ),
             f"{train.steps:,} steps of {train.batch_tokens:,} tokens: {self.tokens:,} tokens",
@@ -93,11 +124,14 @@ def plan(recipe: Recipe, document: Document | None = None, processes: int | None
 
     Memory is estimated as
 
-        trained * 16 + frozen * bytes + teachers * bytes                          (weights)
-        + tokens * layers * (16 d + 3 f) * 4 + rows * v * 4 * copies              (activations)
+        trained * 12 + frozen * bytes + teachers * bytes                          (weights)
+        + the larger of trained * 4                                               (gradients)
+          and tokens * layers * (11 d + 4 f) * 4 + rows * v * 4 * copies          (activations)
 
     for a micro-batch of `tokens = batch_tokens / (processes * accumulate)`, width d, feed-forward
-    width f and vocabulary v, where every token is taken as a row. FSDP splits the weights.
+    width f and vocabulary v, where every token is taken as a row. With accumulation, gradients and
+    activations are there together. FSDP splits weights and gradients. What the libraries take
+    themselves (a CUDA context, a tokenizer) and fragmentation come on top.
 
     Args:
         recipe: checked for what its parts need.
@@ -110,48 +144,63 @@ def plan(recipe: Recipe, document: Document | None = None, processes: int | None
     facts = check(recipe, document)
     size = processes or int(os.environ.get("WORLD_SIZE", "1"))
     student, train = recipe.student, recipe.train
-    trainable = facts.student.parameters
-    frozen_bytes = 0.0
+    trainable = whole = facts.student.parameters
+    weights = 0.0
     if student.lora is not None:
-        trainable = _lora_parameters(facts.student.config, student.lora.rank)
-        each = QUANTIZED_BYTES[student.quantize] if student.quantize else 4
-        frozen_bytes = facts.student.parameters * each
-    weights = trainable * MASTER_BYTES + frozen_bytes
+        trainable = _adapter_parameters(student, facts)
+        weights = whole * (QUANTIZED_BYTES[student.quantize] if student.quantize else 4)
+    weights += trainable * STATE_BYTES
     for name, teacher in recipe.teachers.items():
         each = (
             QUANTIZED_BYTES[teacher.quantize] if teacher.quantize else _stored(teacher, facts, name)
         )
         weights += facts.teachers[name].parameters * each
+    gradients = trainable * GRADIENT_BYTES
     if train.parallel == "fsdp":
-        weights /= size
+        weights, gradients = weights / size, gradients / size
+    if student.dtype != "float32":  # autocast keeps a copy of each weight until the backward pass
+        weights += whole * BYTES[student.dtype]
+    if _on_cpu(train.device):
+        gradients = max(gradients, trainable * COPY_BYTES)
     tokens = train.batch_tokens / (size * train.accumulate)
-    models = 1 + sum(1 for term in recipe.terms if term.teacher is not None)
-    logits = tokens * facts.student.config.vocab_size * 4 * LOGIT_COPIES * models
-    layers = _layer_bytes(facts.student.config, student.gradient_checkpointing)
-    layers *= BYTES[student.dtype] / 4
-    return Plan(recipe, facts, trainable, round(weights), round(tokens * layers + logits))
+    layers = _layer_floats(facts.student.config, student.gradient_checkpointing)
+    layers *= BYTES[student.dtype]
+    activations = tokens * (layers + _logit_bytes(recipe, facts))
+    return Plan(recipe, facts, trainable, round(weights), round(gradients), round(activations))
 
 
-def _layer_bytes(config: Any, checkpointing: bool) -> float:
-    """Bytes of activations that the layers keep for a token, in float32."""
+def _on_cpu(device: str) -> bool:
+    return device == "cpu" or (device == "auto" and not torch.cuda.is_available())
+
+
+def _logit_bytes(recipe: Recipe, facts: Facts) -> int:
+    """Bytes of a row: the logits of each model, and what the losses make of them."""
+    kinds = [str(getattr(term.objective, "kind", "")) for term in recipe.terms]
+    columns = facts.student.config.vocab_size
+    columns *= 1 + sum(LOSS_COPIES.get(kind, OTHER_COPIES) for kind in kinds)
+    heard = {term.teacher for term in recipe.terms if term.teacher is not None}
+    return 4 * (columns + sum(facts.teachers[name].config.vocab_size for name in heard))
+
+
+def _layer_floats(config: Any, checkpointing: bool) -> int:
+    """Floats that the layers keep for a token."""
     width = config.hidden_size
     inner = getattr(config, "intermediate_size", None) or getattr(config, "n_inner", None)
-    inner = inner or 4 * width
-    one = (LAYER_WIDTHS * width + 4 * inner) * 4
+    one = LAYER_WIDTHS * width + LAYER_INNER * (inner or 4 * width)
     if checkpointing:  # only each layer's input stays, and one layer is computed again
-        return config.num_hidden_layers * width * 4 + one
+        return config.num_hidden_layers * width + one
     return config.num_hidden_layers * one
 
 
-def _lora_parameters(config: Any, rank: int) -> int:
-    """Adapters on all linear layers of a decoder: rank times the sum of both widths of each."""
-    width = config.hidden_size
-    inner = getattr(config, "intermediate_size", None) or 4 * width
-    heads = config.num_attention_heads
-    head = getattr(config, "head_dim", None) or width // heads
-    keys = (getattr(config, "num_key_value_heads", None) or heads) * head
-    pairs = 2 * (width + heads * head) + 2 * (width + keys) + 3 * (width + inner)
-    return rank * pairs * config.num_hidden_layers
+def _adapter_parameters(student: CausalStudent, facts: Facts) -> int:
+    """What PEFT would train, counted on a model without storage."""
+    assert student.lora is not None
+    with torch.device("meta"):
+        module = AutoModelForCausalLM.from_config(
+            facts.student.config, trust_remote_code=student.trust_remote_code
+        )
+        module = with_adapters(module, student.lora, quantized=False)
+    return sum(p.numel() for p in module.parameters() if p.requires_grad)
 
 
 def _stored(teacher: Any, facts: Facts, name: str) -> float:

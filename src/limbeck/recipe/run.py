@@ -29,7 +29,7 @@ from limbeck.recipe.schema import Recipe, Term
 from limbeck.train.batches import Batches
 from limbeck.train.checkpoint import Checkpoints
 from limbeck.train.listeners import Display, Evaluate, Interruption, Metrics
-from limbeck.train.loop import State, Trainer
+from limbeck.train.loop import State, Trainer, trained_parameters
 from limbeck.train.mesh import Mesh, whole_state
 from limbeck.train.optim import LossScale, adamw, rate_factor
 
@@ -169,18 +169,17 @@ class _Run:
         """Train one arm from its newest checkpoint, or from the start."""
         recipe, train, mesh = self.recipe, self.recipe.train, self.mesh
         batches = Batches(recipe.source.open(recipe.seed), student, train.batch_tokens, recipe.seed)
-        half = recipe.student.dtype == "float16"
         checkpoints = Checkpoints(
             folder / "checkpoints",
             recipe=training_sha256(recipe),
             every=train.save_every,
             keep=train.keep,
         )
-        owned = {f"terms.{i}": t.objective for i, t in enumerate(terms)}
-        modules = torch.nn.ModuleDict(
-            {k.replace(".", "_"): m for k, m in owned.items() if isinstance(m, torch.nn.Module)}
-        ).to(mesh.device)
-        parameters = [*student.module.named_parameters(), *modules.named_parameters()]
+        for term in terms:
+            if isinstance(term.objective, torch.nn.Module):
+                term.objective.to(mesh.device)
+        parameters = trained_parameters(student.module, terms)
+        half = recipe.student.dtype == "float16"
         trainer = Trainer(
             student=student,
             readers={n: r for n, r in self.teachers.items() if n in {t.teacher for t in terms}},

@@ -67,7 +67,7 @@ class Checkpoints:
         trainer = self.trainer
         assert trainer is not None
         main = trainer.mesh.main
-        weights = _gather(named_parameters(trainer), main)
+        weights = _gather(trainer.named_parameters(), main)
         moments = _gather(_named_moments(trainer), main)
         path = self.folder / f"step-{trainer.state.step}"
         if main and broken(path):  # a whole one may be there: a Ctrl-C right after it
@@ -131,7 +131,7 @@ class Checkpoints:
         weights = load_file(path / "weights.safetensors")
         moments = load_file(path / "optimizer.safetensors")
         with torch.no_grad():
-            for name, parameter in named_parameters(trainer):
+            for name, parameter in trainer.named_parameters():
                 parameter.copy_(place(weights[name], parameter))
                 if f"{name}/step" in moments:
                     trainer.optimizer.state[parameter] = {
@@ -144,20 +144,8 @@ class Checkpoints:
         trainer.batches.load_state_dict(record["batches"])
 
 
-def named_parameters(trainer: Trainer) -> Iterator[tuple[str, nn.Parameter]]:
-    """Everything that trains, by a name that does not depend on how the model is wrapped."""
-    module = getattr(trainer.student.module, "module", trainer.student.module)
-    for name, parameter in module.named_parameters():
-        if parameter.requires_grad:
-            yield name, parameter
-    for index, term in enumerate(trainer.terms):
-        if isinstance(term.objective, nn.Module):
-            for name, parameter in term.objective.named_parameters():
-                yield f"terms.{index}.{name}", parameter
-
-
 def _named_moments(trainer: Trainer) -> Iterator[tuple[str, Tensor]]:
-    for name, parameter in named_parameters(trainer):
+    for name, parameter in trainer.named_parameters():
         for moment in MOMENTS:
             if moment in trainer.optimizer.state.get(parameter, {}):
                 yield f"{name}/{moment}", trainer.optimizer.state[parameter][moment]

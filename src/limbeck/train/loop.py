@@ -9,9 +9,9 @@ depend on how a step is laid out.
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -82,7 +82,7 @@ class Trainer:
     batches: Batches
     terms: Sequence[Term]
     optimizer: torch.optim.Optimizer
-    rate: Any
+    rate: Callable[[int], float]
     mesh: Mesh
     steps: int
     clip: float
@@ -93,9 +93,13 @@ class Trainer:
     state: State = field(default_factory=State)
 
     def __post_init__(self) -> None:
-        self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        self.parameters = [parameter for _, parameter in self.named_parameters()]
         owned = [term.objective for term in self.terms if isinstance(term.objective, nn.Module)]
         self.projectors = [parameter for module in owned for parameter in module.parameters()]
+
+    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """All that trains, by names that do not depend on how the student is wrapped."""
+        return trained_parameters(self.student.module, self.terms)
 
     def train(self) -> None:
         """Run to the last step, telling the listeners of each.
@@ -226,3 +230,17 @@ class Trainer:
             state.bad_in_a_row = 0  # an fp16 overflow that a smaller scale will cure
         self.optimizer.zero_grad(set_to_none=True)
         return norm
+
+
+def trained_parameters(
+    student: nn.Module, terms: Sequence[Term]
+) -> Iterator[tuple[str, nn.Parameter]]:
+    """The student's parameters that train, and those of objectives that own a projector."""
+    modules = {"": getattr(student, "module", student)}  # what DDP wraps
+    for index, term in enumerate(terms):
+        if isinstance(term.objective, nn.Module):
+            modules[f"terms.{index}."] = term.objective
+    for prefix, module in modules.items():
+        for name, parameter in module.named_parameters():
+            if parameter.requires_grad:
+                yield prefix + name, parameter

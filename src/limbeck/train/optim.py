@@ -19,7 +19,7 @@ def adamw(
 
     The fused kernel is used where every parameter's device has one.
     """
-    trained = [parameter for _, parameter in named if parameter.requires_grad]
+    trained = [parameter for _, parameter in named]
     matrices = [parameter for parameter in trained if parameter.ndim >= 2]
     others = [parameter for parameter in trained if parameter.ndim < 2]
     fused = bool(trained) and all(p.device.type in ("cpu", "cuda") for p in trained)
