@@ -2,7 +2,7 @@
 
 import limbeck
 report = limbeck.distill(
-    student={"from": "big", "layers": [0, 4, 8, 12]},
+    student={"from": "teacher", "layers": [0, 4, 8, 12]},
     teacher="path/to/big",
     data="rows.jsonl",
     out="runs/first",

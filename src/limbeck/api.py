@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from limbeck.core.protocols import Objective
-from limbeck.objectives import ForwardKL
+from limbeck.objectives import CrossEntropy, ForwardKL
 from limbeck.recipe.document import Document, read
 from limbeck.recipe.report import Report
-from limbeck.recipe.resolve import describe, resolve
+from limbeck.recipe.resolve import describe_term, resolve
 from limbeck.recipe.run import run as run_recipe
 from limbeck.recipe.schema import Recipe, Term
 
@@ -28,7 +28,7 @@ def run(
     """
     if not isinstance(recipe, Recipe):
         document = Document(recipe, {}) if isinstance(recipe, Mapping) else read(Path(recipe))
-        recipe = resolve(document)
+        return run_recipe(resolve(document), Path(out), resume, document)
     return run_recipe(recipe, Path(out), resume)
 
 
@@ -38,8 +38,8 @@ def distill(
     data: Any,
     out: str | PathLike[str],
     teacher: Any = None,
-    terms: Sequence[Term | Objective] = (ForwardKL(),),
-    evals: Sequence[Any] = ("agreement", "perplexity"),
+    terms: Sequence[Term | Objective] | None = None,
+    evals: Sequence[Any] | None = None,
     resume: bool = False,
     seed: int = 0,
     **train: Any,
@@ -51,8 +51,9 @@ def distill(
         data: path or hub id, or the fields of a recipe's `source`.
         out: folder of the run; the trained student lies in `out/student`.
         teacher: folder or hub id, or the fields of a teacher; None for plain fine-tuning.
-        terms: parts of the loss, as `Term` or just as objectives.
-        evals: as in a recipe.
+        terms: parts of the loss, as `Term` or just as objectives; by default the forward KL to the
+            teacher, or cross-entropy without one.
+        evals: as in a recipe; by default agreement with the teacher, and perplexity.
         resume: go on from the newest checkpoint in `out`.
         seed: of everything that is drawn.
         **train: fields of a recipe's `train`, such as `steps=500`.
@@ -60,10 +61,14 @@ def distill(
     Returns:
         The report; its figures are also in `out/report.json` and `out/report.md`.
     """
+    if terms is None:
+        terms = [CrossEntropy() if teacher is None else ForwardKL()]
+    if evals is None:
+        evals = ["perplexity"] if teacher is None else ["agreement", "perplexity"]
     recipe: dict[str, Any] = {
         "student": {"name": str(student)} if isinstance(student, str | PathLike) else student,
         "source": {"path": str(data)} if isinstance(data, str | PathLike) else data,
-        "terms": [describe(t if isinstance(t, Term) else Term(objective=t)) for t in terms],
+        "terms": [describe_term(t if isinstance(t, Term) else Term(objective=t)) for t in terms],
         "evals": list(evals),
         "train": train,
         "seed": seed,

@@ -101,12 +101,10 @@ def run(
 
     For several processes: torchrun --nproc-per-node 2 -m limbeck run RECIPE --out DIR
     """
-    from limbeck.recipe.check import check
     from limbeck.recipe.run import run as run_recipe
 
     document, resolved = _resolve(recipe, settings)
-    check(resolved, document)
-    report = run_recipe(resolved, out, resume)
+    report = run_recipe(resolved, out, resume, document)
     _show(report.to_markdown(), out)
 
 
@@ -139,7 +137,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         code = app(given, standalone_mode=False)
         if code == INTERRUPTED:  # typer swallows Ctrl-C
-            _fail("interrupted; the newest checkpoint is whole, go on with --resume", code, debug)
+            _fail("interrupted; if a checkpoint was written, --resume goes on from it", code, debug)
         sys.exit(code if isinstance(code, int) else 0)
     except Interrupted as error:
         _fail(str(error), INTERRUPTED, debug)

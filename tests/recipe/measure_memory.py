@@ -72,12 +72,17 @@ def main() -> None:
             Path("/proc/self/clear_refs").write_text("5")
             before = status("VmRSS")
             run(recipe, Path(name) / "out")
-            print(json.dumps({
-                "shape": shape,
-                "measured": status("VmHWM") - before,
-                "planned": made.memory_bytes,
-                "weights": made.weights_bytes,
-            }), flush=True)
+            print(
+                json.dumps(
+                    {
+                        "shape": shape,
+                        "measured": status("VmHWM") - before,
+                        "planned": made.memory_bytes,
+                        "weights": made.weights_bytes,
+                    }
+                ),
+                flush=True,
+            )
 
 
 if __name__ == "__main__":

@@ -95,11 +95,13 @@ prices = st.builds(
     Price, teacher_usd_per_hour=st.none() | rates, student_usd_per_hour=st.none() | rates
 )
 evals = st.lists(
-    st.sampled_from([
-        Agreement(),
-        Perplexity(batch_tokens=77),
-        Task(name="a", path="a.jsonl", match="regex", pattern="(x+)", stop=("\n",), limit=3),
-    ]),
+    st.sampled_from(
+        [
+            Agreement(),
+            Perplexity(batch_tokens=77),
+            Task(name="a", path="a.jsonl", match="regex", pattern="(x+)", stop=("\n",), limit=3),
+        ]
+    ),
     unique_by=type,
 ).map(tuple)
 
@@ -129,14 +131,13 @@ def recipes(kind):
 
 @pytest.mark.parametrize("kind", OBJECTIVES)
 def test_round_trip(kind):
-    @settings(max_examples=25, deadline=None)
+    @settings(max_examples=10, deadline=None)
     @given(recipes(kind))
     def check(recipe):
         again = resolve(parse(dump(recipe)))
         assert again == recipe
-        assert resolve(Document(to_mapping(recipe), {})) == recipe
-        assert dump(again) == dump(recipe)
         assert sha256(again) == sha256(recipe)
+        assert resolve(Document(to_mapping(recipe), {})) == recipe
 
     check()
 
@@ -148,13 +149,6 @@ BASE = Recipe(
     teachers={"big": LocalTeacher(name="b")},
     evals=(Agreement(),),
 )
-
-CHANGES = {
-    str: "other",
-    int: 17,
-    float: 0.125,
-    bool: True,
-}
 
 
 def changed(value):
@@ -180,7 +174,7 @@ def changed(value):
 
 def another(value, field, old):
     """Another value that the field's type allows."""
-    adapter = TypeAdapter(typing.get_type_hints(type(value), include_extras=True)[field.name])
+    adapter = TypeAdapter(typing.get_type_hints(type(value))[field.name])
     for candidate in (17, 0.125, True, "other", (5,), {"x": "y"}, *literals(adapter)):
         try:
             made = adapter.validate_python(candidate, strict=True)
@@ -231,12 +225,14 @@ def test_layout_names_fields_of_train():
 
 def test_what_follows_is_filled_in():
     recipe = resolve(
-        parse("""
+        parse(
+            """
 student: {from: teacher}
 teachers: {big: {name: b}}
 source: {path: a.jsonl}
 terms: [forward_kl_is_wrong]
-""".replace("[forward_kl_is_wrong]", "[{objective: forward_kl}, {objective: cross_entropy}]"))
+""".replace("[forward_kl_is_wrong]", "[{objective: forward_kl}, {objective: cross_entropy}]")
+        )
     )
     assert [term.teacher for term in recipe.terms] == ["big", None]
     assert recipe.train == Train()

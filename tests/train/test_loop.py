@@ -95,7 +95,7 @@ def plain(monkeypatch):
     """Let a test's objective, which is no registered kind, be written into recipe.yaml."""
     from limbeck.recipe import resolve
 
-    monkeypatch.setattr(resolve, "_plain", lambda value: {"kind": value.kind})
+    monkeypatch.setattr(resolve, "describe", lambda value: {"kind": value.kind})
 
 
 def test_each_term_is_logged_alone_and_they_add_up(make_recipe, tmp_path):

@@ -60,6 +60,14 @@ class Objective(Protocol):
         ...
 
 
+class SourceSpec(Protocol):
+    """What a recipe's `source` is: it opens the stream, and knows the rows held out of it."""
+
+    def open(self, seed: int) -> "Source":
+        """Check all rows and start; the same seed gives the same stream."""
+        ...
+
+
 @runtime_checkable
 class Source(Protocol):
     """An endless, resumable stream of samples.
@@ -69,6 +77,7 @@ class Source(Protocol):
     """
 
     ahead: bool
+    holdout: list[Sample]
 
     def __iter__(self) -> Iterator[Sample]: ...
 

@@ -39,6 +39,9 @@ class Agreement:
 
     batch_tokens: Annotated[int, Field(gt=0)] = BATCH_TOKENS
 
+    def check(self) -> None:
+        """It reads nothing but the held-out samples."""
+
     def measure(self, model: Any, teacher: Any, holdout: Sequence[Sample]) -> dict[str, Score]:
         """`kl_nats` (nats a row) and `top1` (share), both over n rows.
 

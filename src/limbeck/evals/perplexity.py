@@ -35,6 +35,9 @@ class Perplexity:
 
     batch_tokens: Annotated[int, Field(gt=0)] = BATCH_TOKENS
 
+    def check(self) -> None:
+        """It reads nothing but the held-out samples."""
+
     def measure(self, model: Any, teacher: Any, holdout: Sequence[Sample]) -> dict[str, Score]:
         """`perplexity` over n tokens and `bits_per_byte` over n bytes.
 

@@ -15,6 +15,7 @@ class Evaluation(Protocol):
     `needs_teacher` says that it cannot be measured without one.
     """
 
+    kind: ClassVar[str]
     needs_teacher: ClassVar[bool]
 
     @property
@@ -25,6 +26,10 @@ class Evaluation(Protocol):
     @property
     def gives(self) -> tuple[str, ...]:
         """Names of the scores that it may find."""
+        ...
+
+    def check(self) -> None:
+        """Look at what it reads, before anything costly; raises DataError."""
         ...
 
     def measure(self, model: Any, teacher: Any, holdout: Sequence[Sample]) -> dict[str, Score]:

@@ -66,6 +66,14 @@ class Task:
         """Names of its scores."""
         return (self.name,)
 
+    def check(self) -> None:
+        """Read the file once, so that a bad row is found before training.
+
+        Raises:
+            DataError: naming file and line.
+        """
+        self.problems()
+
     def measure(self, model: Any, teacher: Any, holdout: Sequence[Sample]) -> dict[str, Score]:
         """Accuracy over n problems; absent where the model does not write text.
 

@@ -103,7 +103,10 @@ def tokenizer_of(spec: Spec, teachers: Mapping[str, Any]) -> PreTrainedTokenizer
     _check_folder(where, spec.trust_remote_code, needs="tokenizer.json")
     try:
         tokenizer = AutoTokenizer.from_pretrained(
-            where, revision=owner.revision or "main", trust_remote_code=spec.trust_remote_code
+            where,
+            # A revision is of the model; a tokenizer from elsewhere has its own history.
+            revision=(owner.revision or "main") if where == owner.name else "main",
+            trust_remote_code=spec.trust_remote_code,
         )
     except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
         raise ModelError(f"{where}: no tokenizer can be found: {_one_line(error)}") from error

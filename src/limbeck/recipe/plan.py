@@ -177,7 +177,9 @@ def _logit_bytes(recipe: Recipe, facts: Facts) -> int:
     """Bytes of a row: the logits of each model, and what the losses make of them."""
     kinds = [str(getattr(term.objective, "kind", "")) for term in recipe.terms]
     columns = facts.student.config.vocab_size
-    columns *= 1 + sum(LOSS_COPIES.get(kind, OTHER_COPIES) for kind in kinds)
+    # A further loss keeps one for the backward pass; the temporaries of two never meet.
+    copies = max(LOSS_COPIES.get(kind, OTHER_COPIES) for kind in kinds) + len(kinds) - 1
+    columns *= 1 + copies
     heard = {term.teacher for term in recipe.terms if term.teacher is not None}
     return 4 * (columns + sum(facts.teachers[name].config.vocab_size for name in heard))
 

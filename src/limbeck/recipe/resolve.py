@@ -106,21 +106,26 @@ def fit(recipe: Recipe, document: Document | None = None) -> Recipe:
 def to_mapping(recipe: Recipe) -> dict[str, Any]:
     """The recipe as plain values with all defaults; `resolve` makes the same recipe of it."""
     return {
-        "student": _plain(recipe.student),
-        "teachers": {name: _plain(teacher) for name, teacher in recipe.teachers.items()},
-        "source": _plain(recipe.source),
-        "terms": [describe(term) for term in recipe.terms],
+        "student": describe(recipe.student),
+        "teachers": {name: describe(teacher) for name, teacher in recipe.teachers.items()},
+        "source": describe(recipe.source),
+        "terms": [describe_term(term) for term in recipe.terms],
         "train": _fields(recipe.train),
-        "evals": [_plain(evaluation) for evaluation in recipe.evals],
+        "evals": [describe(evaluation) for evaluation in recipe.evals],
         "compare": recipe.compare,
         "price": _fields(recipe.price),
         "seed": recipe.seed,
     }
 
 
-def describe(term: Term) -> dict[str, Any]:
+def describe(value: Any) -> dict[str, Any]:
+    """A value of a registered kind as a recipe writes it."""
+    return {"kind": value.kind, **_fields(value)}
+
+
+def describe_term(term: Term) -> dict[str, Any]:
     """A term as a recipe writes it."""
-    return {"objective": _plain(term.objective), **_fields(term, skip="objective")}
+    return {"objective": describe(term.objective), **_fields(term, skip="objective")}
 
 
 def dump(recipe: Recipe) -> str:
@@ -287,10 +292,6 @@ def _list(value: Any, path: str, document: Document) -> list[Any]:
     if not isinstance(value, list):
         raise document.error(path, f"a list is wanted; it is {value!r:.60}")
     return value
-
-
-def _plain(value: Any) -> dict[str, Any]:
-    return {"kind": value.kind, **_fields(value)}
 
 
 def _fields(value: Any, skip: str = "") -> dict[str, Any]:

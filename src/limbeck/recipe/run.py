@@ -22,9 +22,10 @@ from limbeck.models.causal import CausalModel
 from limbeck.models.load import DTYPES, load_student, load_teacher, save_student
 from limbeck.objectives import CrossEntropy
 from limbeck.recipe.check import Facts, check
+from limbeck.recipe.document import Document, read
 from limbeck.recipe.plots import draw
 from limbeck.recipe.report import Arms, Report, make_report
-from limbeck.recipe.resolve import dump, sha256, training_sha256
+from limbeck.recipe.resolve import describe, dump, resolve, sha256, training_sha256
 from limbeck.recipe.schema import Recipe, Term
 from limbeck.train.batches import Batches
 from limbeck.train.checkpoint import Checkpoints
@@ -48,20 +49,22 @@ FP16_SCALE = 2.0**16
 """Where fp16 loss scaling starts; it finds its own level within a few steps."""
 
 
-def run(recipe: Recipe, out: Path, resume: bool = False) -> Report:
+def run(
+    recipe: Recipe, out: Path, resume: bool = False, document: Document | None = None
+) -> Report:
     """Distil as the recipe says; leaves student, metrics, checkpoints and report in `out`.
+
+    `document` is where the recipe came from, so that errors can name its lines.
 
     Raises:
         RecipeError: the recipe cannot work, `out` is in use, or holds another recipe's run.
         LimbeckError: it failed on the way; the message says what to do.
     """
-    facts = check(recipe)
+    facts = check(recipe, document)
     with ExitStack() as stack:
         mesh = Mesh(recipe.train.parallel, recipe.train.device)
         stack.callback(mesh.close)
-        stack.enter_context(claimed(out, resume, mesh))
-        if mesh.main:
-            write_text(out / "recipe.yaml", dump(recipe))
+        stack.enter_context(claimed(out, resume, recipe, mesh))
         mesh.barrier()
         try:
             return _Run(recipe, facts, out, mesh).go()
@@ -74,11 +77,12 @@ def run(recipe: Recipe, out: Path, resume: bool = False) -> Report:
 
 
 @contextmanager
-def claimed(out: Path, resume: bool, mesh: Mesh) -> Iterator[None]:
+def claimed(out: Path, resume: bool, recipe: Recipe, mesh: Mesh) -> Iterator[None]:
     """Hold `out` for this run alone.
 
     Raises:
-        RecipeError: it holds a run already and `resume` is off, or another run is using it.
+        RecipeError: it holds a run already and `resume` is off, or the run of another recipe, or
+            another process is using it.
     """
     if not mesh.main:
         yield
@@ -91,6 +95,14 @@ def claimed(out: Path, resume: bool, mesh: Mesh) -> Iterator[None]:
     strange = out.is_dir() and any(not path.name.startswith(".") for path in out.iterdir())
     if strange and not (out / "recipe.yaml").exists():
         raise RecipeError("--out", f"{out} is not empty and holds no run; give another folder")
+    if (out / "recipe.yaml").exists():
+        theirs = training_sha256(resolve(read(out / "recipe.yaml")))
+        if theirs != training_sha256(recipe):
+            raise RecipeError(
+                "--out",
+                f"{out} holds the run of another recipe; give another folder, or go on with"
+                f" {out / 'recipe.yaml'}",
+            )
     out.mkdir(parents=True, exist_ok=True)
     with (out / ".lock").open("w") as lock:
         try:
@@ -115,6 +127,12 @@ class _Run:
 
     def __init__(self, recipe: Recipe, facts: Facts, out: Path, mesh: Mesh) -> None:
         self.recipe, self.facts, self.out, self.mesh = recipe, facts, out, mesh
+        # Data first: it is quick to check, and a wrong row should not cost the loading of weights.
+        self.source = recipe.source.open(recipe.seed)
+        self.start_of_data = self.source.state_dict()
+        self.holdout: list[Sample] = self.source.holdout
+        for evaluation in recipe.evals:
+            evaluation.check()
         self.teachers = {
             name: load_teacher(spec, mesh.device, recipe.student.max_length)
             for name, spec in recipe.teachers.items()
@@ -123,10 +141,11 @@ class _Run:
             for teacher in self.teachers.values():
                 teacher.module = mesh.wrap(teacher.module, trains=False)
         self.teacher = next(iter(self.teachers.values()), None)
-        self.holdout: list[Sample] = recipe.source.open(recipe.seed).holdout
 
     def go(self) -> Report:
         """Measure, train, measure, train the control, report."""
+        if self.mesh.main:  # all that could be wrong with the recipe has been looked at by now
+            write_text(self.out / "recipe.yaml", dump(self.recipe))
         scores: dict[str, dict[str, Score]] = {}
         if self.teacher is not None:
             scores["teacher"] = self.measured("teacher", self.teacher)
@@ -168,7 +187,8 @@ class _Run:
     def train(self, student: CausalModel, terms: Sequence[Term], folder: Path, title: str) -> Arm:
         """Train one arm from its newest checkpoint, or from the start."""
         recipe, train, mesh = self.recipe, self.recipe.train, self.mesh
-        batches = Batches(recipe.source.open(recipe.seed), student, train.batch_tokens, recipe.seed)
+        self.source.load_state_dict(self.start_of_data)
+        batches = Batches(self.source, student, train.batch_tokens, recipe.seed)
         checkpoints = Checkpoints(
             folder / "checkpoints",
             recipe=training_sha256(recipe),
@@ -226,7 +246,10 @@ class _Run:
     def measured(self, arm: str, model: CausalModel) -> dict[str, Score]:
         """The evaluations' scores of one model; a resumed run does not measure again."""
         path = self.out / "evals.json"
+        asked = [describe(evaluation) for evaluation in self.recipe.evals]
         known: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+        if known.get("evals") != asked:  # a resume may ask for others
+            known = {"evals": asked}
         if arm not in known:
             scores = run_suite(self.recipe.evals, model, self.teacher, self.holdout)
             known[arm] = {name: score.to_json() for name, score in scores.items()}

@@ -1,6 +1,9 @@
 """A first recipe for a method, to be edited."""
 
+import json
 from dataclasses import fields
+
+import yaml
 
 from limbeck.core.errors import RecipeError
 from limbeck.core.registry import did_you_mean, kinds
@@ -17,6 +20,7 @@ def template(method: str, *, student: str, teacher: str, data: str) -> str:
     if method not in known:
         raise RecipeError("METHOD", f"no objective {method!r}; {did_you_mean(method, list(known))}")
     cls = known[method]
+    student, teacher, data = _word(student), _word(teacher), _word(data)
     settings = "".join(f", {field.name}: {field.default}" for field in fields(cls))
     title = (cls.__doc__ or method).strip().splitlines()[0]
     taught = bool(getattr(cls, "needs", ()))
@@ -46,3 +50,12 @@ evals: [{evals}]
 {compare if taught else ""}price: {{}}                 # teacher_usd_per_hour, student_usd_per_hour
 seed: 0
 """
+
+
+def _word(text: str) -> str:
+    """Text as YAML, quoted only where it has to be."""
+    try:
+        plain = yaml.safe_load(f"{{x: {text}}}") == {"x": text}
+    except yaml.YAMLError:
+        plain = False
+    return text if plain else json.dumps(text, ensure_ascii=False)

@@ -137,14 +137,14 @@ def to_sample(row: Mapping[str, Any], name: str) -> Sample:
             "a row needs `prompt` and `completion`, or `messages`, or `text`; it has "
             + (", ".join(f"`{key}`" for key in row) or "nothing")
         )
-    weight = row.get("weight", 1.0)
+    weight = 1.0 if row.get("weight") is None else row["weight"]
     if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 <= weight < 1e9:
         raise ValueError(f"`weight` is {weight!r}, not a number >= 0")
     return Sample(
-        id=str(row.get("id", name)),
+        id=name if row.get("id") is None else str(row["id"]),
         turns=turns,
         weight=float(weight),
-        channel=str(row.get("channel", "main")),
+        channel="main" if row.get("channel") is None else str(row["channel"]),
     )
 
 

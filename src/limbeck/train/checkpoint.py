@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from limbeck.core.errors import CheckpointError, RecipeError
 from limbeck.core.files import discard, new_folder, sweep

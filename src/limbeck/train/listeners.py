@@ -4,7 +4,6 @@ import json
 import math
 import signal
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
@@ -64,7 +63,6 @@ class Display:
         self.title, self.steps = title, steps
         self.console = console or Console(stderr=True)
         self.live = self.console.is_terminal
-        self.began, self.first_tokens = time.perf_counter(), 0.0
         self.progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(),

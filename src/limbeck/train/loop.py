@@ -129,7 +129,8 @@ class Trainer:
         mine = mine[mesh.rank * self.accumulate : (mesh.rank + 1) * self.accumulate]
         micros = [self.prepare(items) for items in mine]
         counts = torch.stack([torch.stack([p.weight.sum() for p in m.pairings]) for m in micros])
-        tokens = sum(micro.views[None].tokens for micro in micros)
+        # A copy that only keeps a rank busy has weight 0.
+        tokens = sum(len(i.encoding.ids) for items in mine for i in items if i.sample.weight > 0)
         totals = mesh.sum(torch.cat([counts.sum(0), torch.tensor([float(tokens)])]).to(mesh.device))
         counts = totals[:-1]
         sums = torch.zeros(len(self.terms), device=mesh.device)
@@ -201,7 +202,8 @@ class Trainer:
             pairing = pairing.to(self.mesh.device)
             teacher = heard[term.teacher].select(pairing.teacher) if term.teacher else student
             rows = term.objective(student.select(pairing.student), teacher)
-            summed = (pairing.weight * rows).sum()
+            # Not just a product: a row that does not count may be infinite, and 0 * inf is NaN.
+            summed = (pairing.weight * torch.where(pairing.weight > 0, rows, 0.0)).sum()
             sums.append(summed.detach())
             total = total + term.weight * summed / count.clamp(min=TINY)
         # DDP and FSDP average gradients over ranks; the sum over ranks is what is wanted.
