@@ -22,7 +22,7 @@ demo: setup  ## distil the embedded teacher, three seeds, and print the report
 	@$(BIN)/limbeck demo --out runs/demo
 
 test: setup  ## all tests
-	@$(BIN)/python -m pytest -n 2
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
 check: setup  ## lint, format, types, layers
 	@$(BIN)/ruff check .
@@ -31,7 +31,7 @@ check: setup  ## lint, format, types, layers
 	@$(BIN)/lint-imports --no-cache
 
 docs: setup  ## the documentation as a site in site/
-	@$(BIN)/mkdocs build --quiet --strict
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 
 bench: setup  ## the benchmarks; writes benchmarks/results/
 	@for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done

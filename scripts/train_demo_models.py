@@ -1,11 +1,13 @@
 """Train the demo's two models from nothing: small Llamas, on fresh text of the embedded domain.
 
     python scripts/train_demo_models.py teacher --minutes 68
-    python scripts/train_demo_models.py student --minutes 15
+    python scripts/train_demo_models.py student --minutes 15 --lessons basics
+    python scripts/train_demo_models.py student --minutes 10 --start src/limbeck/demo/student
 
 The teacher makes the tokenizer, and learns to solve problems of one to five steps. The student uses
-that tokenizer and learns the basics: to read questions, to calculate, and to solve problems of one
-step. It is what a small pretrained model is to a user: able, but not at the task.
+that tokenizer. It first learns the basics (to read questions, to calculate, to solve problems of
+one step), then the problems themselves: it is the small model that a user has trained on labels,
+and wants to be better.
 
 The learning rate follows the clock (warm up, hold, decay to zero), so the same command gives the
 best model that a machine can make in that time. The model is exported every few minutes, and can
@@ -175,6 +177,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("model", choices=("teacher", "student"))
     parser.add_argument("--minutes", type=float, default=60)
+    parser.add_argument("--lessons", choices=("problems", "basics"), default="problems")
     parser.add_argument("--rate", type=float, default=2e-3)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--start", type=Path, help="go on from this exported folder")
@@ -211,7 +214,7 @@ def main() -> None:
     began = last = time.time()
     steps = seen = tokens = 0
     seed = int(began) if args.start else 100
-    texts = rows(seed) if teaches else basics(seed)
+    texts = rows(seed) if args.lessons == "problems" else basics(seed)
     for ids, labels in batches(texts, tokenizer):
         done = (time.time() - began) / (60 * args.minutes)
         if done >= 1:
@@ -236,7 +239,7 @@ def main() -> None:
         if time.time() - last > 60 * min(6, args.minutes / 4):
             last = time.time()
             export(model, tokenizer, args.out)
-            if teaches:
+            if args.lessons == "problems":
                 share, by_steps = accuracy(model, tokenizer, "test", 100)
                 print(f"  accuracy {share:.2f} {by_steps}", flush=True)
     export(model, tokenizer, args.out)

@@ -4,6 +4,7 @@ import logging
 import os
 import sys
 import traceback
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -125,7 +126,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     for noisy in ("httpx", "transformers", "matplotlib", "filelock", "fsspec"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
-    # It logs what it then raises, which would be told twice; it reads this when it is imported.
+    # They use names of each other that will change, which is no news to our users.
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|peft)\.")
+    # datasets logs what it then raises, which would be told twice; it reads this when it is imported.
     os.environ.setdefault("DATASETS_VERBOSITY", "critical")
     given = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in given

@@ -69,7 +69,7 @@ def test_a_new_model_takes_its_vocabulary_from_the_tokenizer(teachers, tokenizer
     config = config_of(new(num_attention_heads=2), teachers)
     assert config.vocab_size == len(tokenizer)
     assert (config.bos_token_id, config.eos_token_id, config.pad_token_id) == (1, 2, 0)
-    assert config_of(new(vocab_size=999), teachers).vocab_size == 999
+    assert config_of(new(vocab_size=999, num_attention_heads=2), teachers).vocab_size == 999
 
 
 BAD_CONFIGS = {

@@ -176,4 +176,4 @@ def test_ten_of_them_through_a_process(tiny_teacher, tiny_data, tmp_path):
     codes = [line for line in said if line.startswith("code ")]
     assert len(codes) == 10
     assert set(codes) <= {"code 0", "code 2"}
-    assert len(said) == 10 + codes.count("code 2")  # each refusal is one line
+    assert len(said) == 10 + codes.count("code 2"), done.stderr  # each refusal is one line

@@ -50,5 +50,5 @@ def test_it_runs_two_steps_on_tiny_models(path, tiny_teacher, tiny_data, tmp_pat
     )
     recipe = resolve(override(document, settings))
     report = run(recipe, tmp_path / "run")
-    assert report.train["steps"] == 2
+    assert report.train.steps == 2
     assert (tmp_path / "run" / "report.md").exists()
