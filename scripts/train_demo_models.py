@@ -1,8 +1,8 @@
 """Train the demo's two models from nothing: small Llamas, on fresh text of the embedded domain.
 
     python scripts/train_demo_models.py teacher --minutes 68
-    python scripts/train_demo_models.py student --minutes 15 --lessons basics
-    python scripts/train_demo_models.py student --minutes 10 --start src/limbeck/demo/student
+    python scripts/train_demo_models.py student --minutes 15 --rate 3e-3 --lessons basics
+    python scripts/train_demo_models.py student --minutes 2 --rate 3e-3 --start STUDENT
 
 The teacher makes the tokenizer, and learns to solve problems of one to five steps. The student uses
 that tokenizer. It first learns the basics (to read questions, to calculate, to solve problems of

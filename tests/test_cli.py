@@ -521,7 +521,7 @@ def test_an_output_folder_that_is_not_free(call, write, tmp_path):
     refused(call("run", path, "--out", out), "holds a run; go on with --resume")
     before = sorted(p.name for p in out.iterdir())
     other = call("run", path, "--out", out, "--resume", "train.learning_rate=0.5")
-    refused(other, "--out: ", "was made by another recipe")
+    refused(other, "--out: ", "of another recipe")
     assert sorted(p.name for p in out.iterdir()) == before
 
 

@@ -16,6 +16,9 @@ from limbeck.core.errors import DataError, Interrupted, LimbeckError, ModelError
 
 INTERRUPTED = 130
 
+PIPE_WIDTH = 5000
+"""Columns where there is no terminal: rich would cut a long path at 80."""
+
 app = typer.Typer(
     name="limbeck",
     help="Distil a large language model into a small one, and see what was kept.",
@@ -38,13 +41,12 @@ Debug = Annotated[bool, typer.Option("--debug", help="Show a traceback when it f
 @app.command()
 def methods(debug: Debug = False) -> None:
     """List what a recipe can be made of: objectives, students, teachers, sources, evaluations."""
-    from rich.console import Console
     from rich.table import Table
 
     from limbeck.core.registry import kinds
     from limbeck.recipe import resolve  # noqa: F401  # registers all kinds
 
-    console = Console()
+    console = _console()
     for slot in ("objective", "student", "teacher", "source", "eval"):
         table = Table(box=None, padding=(0, 3, 0, 0), header_style="bold")
         table.add_column(slot, min_width=18)
@@ -80,12 +82,10 @@ def init(
 @app.command()
 def plan(recipe: RecipePath, settings: Settings = None, debug: Debug = False) -> None:
     """Show what RECIPE would do and how much memory it would take; loads no weights."""
-    from rich.console import Console
-
     from limbeck.recipe.plan import plan as make_plan
 
     document, resolved = _resolve(recipe, settings)
-    Console().print(make_plan(resolved, document).render())
+    _console().print(make_plan(resolved, document).render())
 
 
 @app.command()
@@ -128,10 +128,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         logging.getLogger(noisy).setLevel(logging.ERROR)
     # They use names of each other that will change, which is no news to our users.
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|peft)\.")
-    # datasets logs what it then raises, which would be told twice; it reads this when it is imported.
+    # datasets logs what it then raises, which would be told twice; it reads this on import.
     os.environ.setdefault("DATASETS_VERBOSITY", "critical")
     given = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in given
+    if given[:1] == ["--debug"]:  # before the command is as good as after it
+        del given[0]
     if "--version" in given:
         from limbeck import __version__
 
@@ -153,7 +155,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(1)
     except Exception as error:  # the last resort: say what happened, not how Python got there
         if hasattr(error, "format_message"):  # a usage error of click, which typer may bundle
-            _fail(f"{error.format_message()} (limbeck --help)", 2, debug)  # pyright: ignore
+            _fail(f"{error.format_message() or 'a command is missing'} (limbeck --help)", 2, debug)  # pyright: ignore
         place = _place(error)
         _fail(f"{type(error).__name__}: {error} (in {place}; --debug shows more)", 1, debug)
 
@@ -164,6 +166,13 @@ def _resolve(path: Path, settings: Sequence[str] | None) -> tuple[Any, Any]:
 
     document = override(read(path), settings or ())
     return document, resolve(document)
+
+
+def _console() -> Any:
+    """Where tables go: as wide as the terminal, and with whole lines into a pipe or a file."""
+    from rich.console import Console
+
+    return Console(width=None if sys.stdout.isatty() else PIPE_WIDTH)
 
 
 def _show(page: str, out: Path) -> None:

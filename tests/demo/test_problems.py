@@ -75,6 +75,13 @@ def test_unseen_phrasings_share_no_sentence_with_training():
         "3 + 4 = 7.",
         "The answer is 7.",
         "3 + 4 = 7. The answer is 7. The answer is 9.",
+        "5 - 7 = -2. 3 + 4 = 7. The answer is 7.",
+        "3 + 4 = 7.5. The answer is 7.",
+        "-3 + 4 = 7. The answer is 7.",
+        "2 * 3 + 4 = 7. The answer is 7.",
+        "12 + 7 = 19 + 1. The answer is 19.",
+        "0 / 0 = 5. The answer is 5.",
+        "3 + 4=8. 3 + 4 = 7. The answer is 7.",
     ],
 )
 def test_a_tampered_rationale_fails(text):

@@ -17,6 +17,7 @@ from limbeck.recipe.resolve import resolve
 from limbeck.recipe.run import run
 
 ROW_TOKENS = 120
+WARM_UP = {"vocabulary": 64, "layers": 2, "width": 16, "inner": 32}
 
 
 def make(folder: Path, vocabulary: int, layers: int, width: int, inner: int, **train: Any) -> Any:
@@ -64,7 +65,7 @@ def status(key: str) -> int:
 def main() -> None:
     """Measure the shapes given as JSON; print one JSON line for each."""
     torch.set_num_threads(1)
-    for shape in [dict(vocabulary=64, layers=2, width=16, inner=32), *json.loads(sys.argv[1])]:
+    for shape in [WARM_UP, *json.loads(sys.argv[1])]:
         with tempfile.TemporaryDirectory() as name:
             recipe = make(Path(name), **{"steps": 2, "batch_tokens": 256, **shape})
             made = plan(recipe)

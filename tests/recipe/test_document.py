@@ -68,31 +68,33 @@ def test_what_yaml_writes_is_read_back(mapping):
     assert parse(text).values == yaml.safe_load(text)
 
 
+def refusal(call):
+    """What a RecipeError says, where the call raises one; any other error escapes."""
+    try:
+        call()
+    except RecipeError as error:
+        return str(error)
+    return None
+
+
 @given(st.text(max_size=80))
 def test_any_text_is_a_document_or_a_recipe_error(text):
-    try:
-        parse(text, "f.yaml")
-    except RecipeError as error:
-        assert str(error).startswith("f.yaml:")
+    said = refusal(lambda: parse(text, "f.yaml"))
+    assert said is None or said.startswith("f.yaml:")
 
 
 @given(st.binary(max_size=80))
 def test_any_bytes_are_a_document_or_a_recipe_error(tmp_path_factory, data):
     path = tmp_path_factory.getbasetemp() / "any.yaml"
     path.write_bytes(data)
-    try:
-        read(path)
-    except RecipeError as error:
-        assert str(error).startswith(f"{path}:")
+    said = refusal(lambda: read(path))
+    assert said is None or said.startswith(f"{path}:")
 
 
 @given(st.text(max_size=30))
 def test_any_override_is_a_document_or_a_recipe_error(setting):
     for text in (setting, f"train.steps={setting}", f"{setting}=1"):
-        try:
-            override(parse(TEXT), [text])
-        except RecipeError:
-            pass
+        refusal(lambda text=text: override(parse(TEXT), [text]))
 
 
 def test_overrides_replace_add_and_reach_into_lists():

@@ -23,6 +23,11 @@ Split = Literal["train", "test", "phrasings", "chains"]
 LARGEST = 99
 TEST_SHARE = 10
 """One question in this many is kept for testing."""
+EQUATION = re.compile(
+    # Whole numbers only, and nothing that goes on before or after: not the `3 + 4 = 7` in
+    # `-3 + 4 = 7`, `3 + 4 = 7.5` or `2 * 3 + 4 = 7 + 1`.
+    r"(?<![-+*/.\d])(?<![-+*/=] )(\d+) ([-+*/]) (\d+) = (-?\d+)(?!\d|\.\d| [-+*/=])"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,15 +80,20 @@ def verify(problem: Problem, text: str) -> bool:
 
 def verify_rationale(text: str) -> bool:
     """Whether every `a op b = c` in a text is true, each starts from a result before, and the
-    answer is the last result."""
-    chain = re.findall(r"(\d+) ([-+*/]) (\d+) = (\d+)", text)
+    answer is the last result. Any `=` that is not part of such a step makes the text fail."""
+    chain = EQUATION.findall(text)
     answer = re.findall(r"The answer is (\d+)\.", text)
-    if not chain or len(answer) != 1:
+    if not chain or len(chain) != text.count("=") or len(answer) != 1:
         return False
     previous = None
     for left, operation, right, result in chain:
         a, b, c = int(left), int(right), int(result)
-        true = {"+": a + b == c, "-": a - b == c, "*": a * b == c, "/": b * c == a}[operation]
+        true = {
+            "+": a + b == c,
+            "-": a - b == c,
+            "*": a * b == c,
+            "/": b > 0 and b * c == a,
+        }[operation]
         if not true or previous not in (None, a, b):
             return False
         previous = c

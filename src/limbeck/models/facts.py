@@ -27,6 +27,9 @@ PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 LARGEST_HEADER = 100 * 2**20
 """Bytes that the header of a safetensors file may have."""
 
+MOST_LAYERS = 1000
+"""Far beyond any model; one layer too many is a slip of the pen that would take hours to build."""
+
 Spec = CausalStudent | LocalTeacher
 
 
@@ -53,7 +56,7 @@ def facts_of(spec: Spec, teachers: Mapping[str, Any]) -> ModelFacts:
         config=config,
         tokenizer=tokenizer,
         vocabulary=vocabulary_fingerprint(tokenizer),
-        parameters=parameters_of(config, spec.trust_remote_code),
+        parameters=_counted(spec, config),
     )
 
 
@@ -117,6 +120,9 @@ def tokenizer_of(spec: Spec, teachers: Mapping[str, Any]) -> PreTrainedTokenizer
 
 def parameters_of(config: Any, trust_remote_code: bool = False) -> int:
     """Number of parameters, tied ones counted once; nothing is allocated."""
+    layers = getattr(config.get_text_config(), "num_hidden_layers", None)
+    if isinstance(layers, int) and not 1 <= layers <= MOST_LAYERS:
+        raise ModelError(f"a model has 1 to {MOST_LAYERS:,} layers; this one would have {layers}")
     try:
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
@@ -125,6 +131,17 @@ def parameters_of(config: Any, trust_remote_code: bool = False) -> int:
             f"no causal language model fits this config: {_one_line(error)}"
         ) from error
     return sum(parameter.numel() for parameter in model.parameters())
+
+
+def _counted(spec: Spec, config: Any) -> int:
+    """`parameters_of`, whose error names the field or the model that the configuration is of."""
+    try:
+        return parameters_of(config, spec.trust_remote_code)
+    except ModelError as error:
+        if isinstance(spec, CausalStudent) and spec.name is None:
+            field = "student.config" if spec.config is not None else "student.layers"
+            raise RecipeError(field, str(error)) from error
+        raise ModelError(f"{spec.name}: {error}") from error
 
 
 def vocabulary_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
@@ -140,8 +157,12 @@ def vocabulary_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
 
 def _check_folder(name: str, trust_remote_code: bool, needs: str = "config.json") -> None:
     """Refuse a local folder that is missing, holds pickles, or wants to run its own code."""
-    folder = Path(name).expanduser()
-    if not folder.exists():
+    try:
+        folder = Path(name).expanduser()
+        there = folder.exists()
+    except (OSError, RuntimeError, ValueError) as error:  # too long, no such user
+        raise ModelError(f"{name:.80}: no such folder: {_one_line(error):.80}") from None
+    if not there:
         if name.startswith((".", "/", "~")) or name.count("/") > 1:
             raise ModelError(f"{name}: no such folder")
         return  # a hub id: transformers looks it up
@@ -232,7 +253,12 @@ def _new_config(spec: CausalStudent, teachers: Mapping[str, Any]) -> Any:
             raise RecipeError(
                 f"student.config.{key}", f"{kind} has no such setting; {_near(key, known)}"
             )
-    values.setdefault("vocab_size", len(tokenizer))
+    size = values.setdefault("vocab_size", len(tokenizer))
+    if isinstance(size, int) and size < len(tokenizer):
+        raise RecipeError(
+            "student.config.vocab_size",
+            f"{size} is too few for the tokenizer's {len(tokenizer)} tokens; leave it out",
+        )
     for key in ("bos_token_id", "eos_token_id", "pad_token_id"):
         values.setdefault(key, getattr(tokenizer, key))
     try:

@@ -31,11 +31,11 @@ class Document:
 
     def error(self, field: str, reason: str) -> RecipeError:
         """An error at a field: its own line, or that of the nearest field around it."""
-        if field in self.lines and self.lines[field] == 0:
-            return RecipeError(field, f"{reason} (given on the command line)")
         path = field
         while path and path not in self.lines:
             path = path.rpartition(".")[0]
+        if self.lines.get(path) == 0:
+            return RecipeError(field, f"{reason} (given on the command line)")
         return RecipeError(field, reason, self.file, self.lines.get(path))
 
 
@@ -88,7 +88,7 @@ def override(document: Document, settings: Iterable[str]) -> Document:
         path, equals, text = setting.partition("=")
         if not equals or not path:
             raise RecipeError("", f"{setting!r} is not a setting such as train.steps=10")
-        value = parse(f"value: {text}").values["value"]
+        value = _setting(path, text)
         *parents, last = path.split(".")
         inner: Any = values
         for depth, key in enumerate(parents):
@@ -96,18 +96,38 @@ def override(document: Document, settings: Iterable[str]) -> Document:
                 if inner.get(key) is None:  # absent, or left empty
                     inner[key] = {}
                 inner = inner[key]
-            elif isinstance(inner, list) and key.isdigit() and int(key) < len(inner):
-                inner = inner[int(key)]
+            elif isinstance(inner, list) and (index := _index(key, inner)) is not None:
+                inner = inner[index]
             else:
                 raise RecipeError(path, f"there is no {'.'.join(parents[: depth + 1])} to set")
         if isinstance(inner, dict):
             inner[last] = value
-        elif isinstance(inner, list) and last.isdigit() and int(last) < len(inner):
-            inner[int(last)] = value
+        elif isinstance(inner, list) and (index := _index(last, inner)) is not None:
+            inner[index] = value
         else:
             raise RecipeError(path, "there is no such place to set")
+        # What stood below this place in the file is gone, and so are its lines.
+        lines = {at: line for at, line in lines.items() if not at.startswith(f"{path}.")}
         lines[path] = 0
     return Document(values, lines, document.file)
+
+
+def _setting(path: str, text: str) -> Any:
+    """The value of one setting; its errors name the field that it would set."""
+    try:
+        values = parse(f"value: {text}").values
+    except RecipeError as error:
+        field = path + error.field.removeprefix("value")
+        raise RecipeError(field, f"{error.reason} (given on the command line)") from None
+    if len(values) > 1:
+        raise RecipeError(path, "one value is wanted (given on the command line)")
+    return values["value"]
+
+
+def _index(key: str, items: list[Any]) -> int | None:
+    """The place in a list that a part of a path names; only plain digits do."""
+    known = {str(index): index for index in range(len(items))}
+    return known.get(key)
 
 
 class _NoAliases(yaml.SafeLoader):
@@ -152,7 +172,7 @@ def _build(node: Any, path: str, file: str | None, lines: dict[str, int]) -> Any
         ]
     try:
         return yaml.SafeLoader("").construct_object(node)
-    except (ValueError, yaml.YAMLError):
+    except (ValueError, KeyError, yaml.YAMLError):  # KeyError: `!!bool maybe`
         raise RecipeError(path, f"{node.value!r:.40} cannot be read", file, line) from None
 
 

@@ -87,7 +87,7 @@ class Plan:
         """Tables for the terminal."""
         train = self.recipe.train
         return Group(
-            Syntax(dump(self.recipe), "yaml", background_color="default"),
+            Syntax(dump(self.recipe), "yaml", background_color="default", word_wrap=True),
             self._terms(),
             _table(
                 ("models", "parameters", "trained"),

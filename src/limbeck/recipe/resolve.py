@@ -2,7 +2,8 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Iterable, Mapping
 from dataclasses import fields, is_dataclass, replace
 from typing import Any, TypeVar, get_args, get_type_hints
 
@@ -40,7 +41,7 @@ def resolve(document: Document) -> Recipe:
             raise document.error(key, "is missing")
     teachers = {
         name: _kind("teacher", value, f"teachers.{name}", document)
-        for name, value in _mapping(values.get("teachers") or {}, "teachers", document).items()
+        for name, value in _mapping(_or(values.get("teachers"), {}), "teachers", document).items()
     }
     parts: dict[str, Any] = {
         "student": _kind("student", values["student"], "student", document),
@@ -52,11 +53,11 @@ def resolve(document: Document) -> Recipe:
         ),
         "evals": tuple(
             _kind("eval", value, f"evals.{index}", document)
-            for index, value in enumerate(_list(values.get("evals") or [], "evals", document))
+            for index, value in enumerate(_list(_or(values.get("evals"), []), "evals", document))
         ),
     }
     for name, cls in (("train", Train), ("price", Price)):
-        parts[name] = _dataclass(cls, values.get(name) or {}, name, document)
+        parts[name] = _dataclass(cls, _or(values.get(name), {}), name, document)
     simple = {key: values[key] for key in ("compare", "seed") if values.get(key) is not None}
     recipe = _validated(Recipe, {**parts, **simple}, "", document)
     return fit(recipe, document)
@@ -230,7 +231,22 @@ def _validated(cls: type[Value], given: Mapping[str, Any], path: str, document: 
         raise document.error(field, f"{' '.join(reason.split())}; it is {shown}") from None
     if (place := _true_number(given, result, path)) is not None:
         raise document.error(place, "a number is wanted, not true or false")
+    if (place := _not_finite(given, path)) is not None:
+        raise document.error(place, "a finite number is wanted")
     return result
+
+
+def _not_finite(given: Any, path: str) -> str | None:
+    """Where NaN or infinity stands in free-form values, such as `student.config`."""
+    if isinstance(given, float):
+        return None if math.isfinite(given) else path
+    pairs: Iterable[tuple[Any, Any]] = ()
+    if isinstance(given, Mapping):
+        pairs = given.items()
+    elif isinstance(given, list):
+        pairs = enumerate(given)
+    found = (_not_finite(item, f"{path}.{key}".strip(".")) for key, item in pairs)
+    return next((place for place in found if place is not None), None)
 
 
 def _true_number(given: Any, made: Any, path: str) -> str | None:
@@ -280,6 +296,11 @@ def _known_fields(cls: Any, given: Mapping[str, Any], path: str, document: Docum
         for inner in (types.get(key), *get_args(types.get(key))):
             if is_dataclass(inner) and isinstance(item, Mapping):
                 _known_fields(inner, item, f"{path}.{key}", document)
+
+
+def _or(value: Any, default: Any) -> Any:
+    """The default where a part is absent or left empty; `false` and `0` are mistakes."""
+    return default if value is None else value
 
 
 def _mapping(value: Any, path: str, document: Document) -> Mapping[str, Any]:
