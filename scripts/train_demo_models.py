@@ -2,7 +2,7 @@
 
     python scripts/train_demo_models.py teacher --minutes 68
     python scripts/train_demo_models.py student --minutes 15 --rate 3e-3 --lessons basics
-    python scripts/train_demo_models.py student --minutes 2 --rate 3e-3 --start STUDENT
+    python scripts/train_demo_models.py student --minutes 1 --rate 3e-3 --start STUDENT
 
 The teacher makes the tokenizer, and learns to solve problems of one to five steps. The student uses
 that tokenizer. It first learns the basics (to read questions, to calculate, to solve problems of

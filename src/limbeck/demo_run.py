@@ -25,8 +25,9 @@ from limbeck.demo import model_path, problems, write_jsonl
 TRAIN_ROWS = 20_000
 TEST_ROWS = 300
 UNSEEN_ROWS = 150
-STEPS = 150
+STEPS = 200
 ARMS = ("teacher", "before", "control", "after")
+INTERRUPTED = 130  # what a run says that was ended because another one failed
 TITLES = {
     "teacher": "teacher",
     "before": "student before",
@@ -43,7 +44,7 @@ TASKS = {
 def run_demo(out: Path, seeds: int) -> str:
     """Distil the shipped teacher into the shipped student; returns the page that is printed.
 
-    The first seed's run lies in `out` itself, the others in `out/seed-N`, and the summary of all
+    The first seed's run lies in `out`, the others beside it in `OUT-seed-N`, and the summary of all
     in `out/demo.md` and `out/demo.json`. A run that was interrupted goes on; a finished one is
     only shown again.
 
@@ -51,7 +52,7 @@ def run_demo(out: Path, seeds: int) -> str:
         RecipeError: `out` holds something else.
         LimbeckError: a run failed.
     """
-    folders = [out if seed == 0 else out / f"seed-{seed}" for seed in range(seeds)]
+    folders = [out] + [out.with_name(f"{out.name}-seed-{seed}") for seed in range(1, seeds)]
     data = out / ".data"
     if out.exists() and not data.exists() and any(out.iterdir()):
         raise RecipeError("--out", f"{out} is not empty and holds no demo; give another folder")
@@ -72,7 +73,7 @@ def run_demo(out: Path, seeds: int) -> str:
         for child in children:
             child.wait()
     for child, folder in zip(children, folders, strict=True):
-        if child.returncode:
+        if child.returncode > 0 and child.returncode != INTERRUPTED:
             said = (folder / ".log").read_text().strip().splitlines() or ["no message"]
             raise LimbeckError(f"the demo's run in {folder} failed: {said[-1]}")
     reports = [json.loads((folder / "report.json").read_text()) for folder in folders]
@@ -216,7 +217,7 @@ def _watch(children: Sequence[subprocess.Popen[bytes]], folders: Sequence[Path])
         console=console,
         disable=not console.is_terminal,
     )
-    said = ""
+    said: tuple[str, ...] = ()
     with progress:
         tasks = [
             progress.add_task(f"seed {seed}", total=2 * STEPS, note="starting")
@@ -229,9 +230,11 @@ def _watch(children: Sequence[subprocess.Popen[bytes]], folders: Sequence[Path])
             line = f"demo: {sum(steps) * 100 // (2 * STEPS * len(folders)):3d}%  " + ", ".join(
                 f"seed {seed} {note}" for seed, note in enumerate(notes)
             )
-            if not console.is_terminal and line[:11] != said[:11]:
+            if not console.is_terminal and notes != said:
                 print(line, file=sys.stderr, flush=True)
-                said = line
+                said = notes
+            if any(child.poll() for child in children):
+                return  # one failed: no need to wait for the others
             time.sleep(1)
 
 

@@ -27,7 +27,8 @@ class RecipeError(LimbeckError, ValueError):
 
     def __str__(self) -> str:
         place = f"{self.file}:{self.line or 1}: " if self.file else ""
-        return f"{place}{self.field}: {self.reason}" if self.field else f"{place}{self.reason}"
+        text = f"{place}{self.field}: {self.reason}" if self.field else f"{place}{self.reason}"
+        return " ".join(text.split())  # a key may hold a line break; an error is one line
 
 
 class DataError(LimbeckError, ValueError):

@@ -122,7 +122,7 @@ def with_adapters(module: Any, lora: Lora, *, quantized: bool) -> Any:
     )
     try:
         return get_peft_model(module, config)
-    except ValueError as error:
+    except (ValueError, TypeError, RuntimeError, OverflowError) as error:
         raise ModelError(f"student.lora.targets: {' '.join(str(error).split())[:200]}") from error
 
 
