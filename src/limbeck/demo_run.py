@@ -156,9 +156,10 @@ def page(summary: Mapping[str, Any], seeds: int, seconds: float) -> str:
     ]
     for name, title in TASKS.items():
         row = figures[name]
-        kept = mean(row["after"]) / mean(row["teacher"]) if mean(row["teacher"]) else None
         cells = [_cell(row.get(arm), "share") for arm in ARMS]
-        share = "–" if kept is None else f"{kept:.0%}"
+        # A share of what the teacher cannot do better than the untouched student means nothing.
+        able = summary["intervals"][name][0] > mean(row["before"])
+        share = f"{mean(row['after']) / mean(row['teacher']):.0%}" if able else "–"
         lines.append(f"| {title} (n = {summary['n'][name]}) | {' | '.join(cells)} | {share} |")
     for name, title in (("top1", "same next token as the teacher"), ("kl_nats", "KL, nats/token")):
         cells = [_cell(figures[name].get(arm), "share" if name == "top1" else "") for arm in ARMS]
