@@ -111,7 +111,7 @@ def with_adapters(module: Any, lora: Lora, *, quantized: bool) -> Any:
     from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
 
     if quantized:
-        module = prepare_model_for_kbit_training(module)
+        module = prepare_model_for_kbit_training(module, use_gradient_checkpointing=False)
     targets = lora.targets if isinstance(lora.targets, str) else list(lora.targets)
     config = LoraConfig(
         r=lora.rank,
