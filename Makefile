@@ -33,7 +33,7 @@ check: setup  ## lint, format, types, layers
 docs: setup  ## the documentation as a site in site/
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 
-bench: setup  ## the benchmarks; writes benchmarks/results/
+bench: setup  ## the measurements behind the README
 	@for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done
 
 clean:  ## remove what was made

@@ -13,7 +13,6 @@ from limbeck.core.types import Encoding, Needs, Sample, Sampling, Signals, View
 from limbeck.models.encode import Encoder
 from limbeck.models.facts import vocabulary_fingerprint
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 class CausalModel:
