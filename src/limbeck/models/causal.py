@@ -14,7 +14,6 @@ from limbeck.models.encode import Encoder
 from limbeck.models.facts import vocabulary_fingerprint
 
 
-
 class CausalModel:
     """Reads and speaks. What trains is `module`; everything else is how text gets in and out.
 
