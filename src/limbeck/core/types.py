@@ -10,7 +10,12 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-Signal = Literal["logits", "topk", "chosen", "hidden", "attention", "score", "text"]
+from limbeck.losses.projection import Projection
+from limbeck.losses.sparse import Sparse
+
+Signal = Literal[
+    "logits", "projection", "sparse", "chosen", "hidden", "attention", "score", "text"
+]
 Needs = frozenset[Signal]
 """Signals an objective asks for, or a model offers: `needs <= offers` is checked up front."""
 
@@ -146,6 +151,8 @@ class Signals:
     Attributes:
         labels: [n] int64, the token that came next in this model's own tokenization.
         logits: [n, v].
+        projection: the same logits, not yet made.
+        sparse: a few tokens' share of each distribution.
         chosen: [n] log-probability of `labels`, nats.
         hidden: by site, [n, d].
         attention: by site.
@@ -154,6 +161,8 @@ class Signals:
 
     labels: Tensor
     logits: Tensor | None = None
+    projection: Projection | None = None
+    sparse: Sparse | None = None
     chosen: Tensor | None = None
     hidden: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
     attention: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
@@ -167,12 +176,14 @@ class Signals:
             self,
             labels=self.labels[index],
             logits=None if self.logits is None else self.logits[index],
+            projection=None if self.projection is None else self.projection.select(index),
+            sparse=None if self.sparse is None else self.sparse.select(index),
             chosen=None if self.chosen is None else self.chosen[index],
             hidden={site: value[index] for site, value in self.hidden.items()},
         )
 
     def to(self, device: torch.device) -> "Signals":
-        """The same signals on `device`."""
+        """The same signals on `device`; a projection stays where its head is."""
 
         def moved(value: Tensor | None) -> Tensor | None:
             return None if value is None else value.to(device, non_blocking=True)
@@ -181,6 +192,7 @@ class Signals:
             self,
             labels=self.labels.to(device, non_blocking=True),
             logits=moved(self.logits),
+            sparse=None if self.sparse is None else self.sparse.to(device),
             chosen=moved(self.chosen),
             hidden={site: value.to(device) for site, value in self.hidden.items()},
             attention={site: value.to(device) for site, value in self.attention.items()},
