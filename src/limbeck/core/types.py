@@ -13,9 +13,7 @@ from torch import Tensor
 from limbeck.losses.projection import Projection
 from limbeck.losses.sparse import Sparse
 
-Signal = Literal[
-    "logits", "projection", "sparse", "chosen", "hidden", "attention", "score", "text"
-]
+Signal = Literal["logits", "projection", "sparse", "chosen", "hidden", "attention", "score", "text"]
 Needs = frozenset[Signal]
 """Signals an objective asks for, or a model offers: `needs <= offers` is checked up front."""
 
