@@ -1,0 +1,324 @@
+"""Sums of losses over rows, chunk by chunk, with their gradient made on the way forward.
+
+Of a chunk of rows, both heads' logits are made in two reused buffers. Losses and their gradient
+are taken block by block within the processor's cache; the gradient takes the place of the
+student's logits, and goes on to hidden states and head at once. Nothing is computed twice: the
+rows' weights are known before, so `backward` has only to multiply by a number.
+
+    extra memory = v d * 4 (the head's gradient, where it trains) + two chunks + n d
+
+Source of the idea to chunk at the head: Hsu et al., "Liger Kernel" (arXiv 2410.10989); Wijmans et
+al., "Cut Your Losses in Large-Vocabulary Language Models" (arXiv 2411.09009).
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from limbeck.losses import kernels
+from limbeck.losses.projection import Projection
+
+CHUNK_BYTES = 160 * 2**20
+"""Size of a chunk's logits of one model: enough for fast products, little beside a head."""
+
+BLOCK_ELEMENTS = {"cpu": 2**18}
+"""Logits whose losses are taken together, so that some arrays of them fit a core's cache."""
+
+LARGE_BLOCK_ELEMENTS = 2**26
+"""The same on other devices, where a block only has to bound temporaries."""
+
+STRIPE_ELEMENTS = 2**23
+"""Entries of a head's gradient that are added at a time, where products are not in float32."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RowTerm:
+    """One loss over all rows.
+
+    Attributes:
+        loss: (student [r, v] logits, teacher [r, w] logits or None, index of the r rows) -> [r].
+        weight: [n] float32; a row of weight 0 does not count, whatever its loss.
+        factor: of the term in the total: a number, or a tensor without dimensions.
+        teacher: key of the teacher whose logits the loss reads; None where it reads none.
+        kernel: (student, teacher) -> ([r], [r, v]), the same loss with its gradient; see
+            `kernels.py`. The teacher is `Softened`, or the rows' labels.
+        labels: [n], for a kernel that reads them instead of a teacher.
+        temperature, scale_by_t2: of the kernel.
+    """
+
+    loss: Callable[[Tensor, Tensor | None, Tensor], Tensor]
+    weight: Tensor
+    factor: Tensor | float = 1.0
+    teacher: str | None = None
+    kernel: kernels.Kernel | None = None
+    labels: Tensor | None = None
+    temperature: float = 1.0
+    scale_by_t2: bool = True
+
+
+class Chunked(torch.autograd.Function):
+    """(total, sums of the terms); see `fused.sum_over_rows`. Gradients wait in the context."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        work: "Work",
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        low_hidden: Tensor | None,
+        low_weight: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:
+        """All of the work; the inputs are the student's parts that may want a gradient."""
+        inputs = (hidden, weight, bias, low_hidden, low_weight)
+        gradients = [
+            None if x is None or not x.requires_grad else work.empty_gradient(x, of_rows)
+            for x, of_rows in zip(inputs, (True, False, False, True, False), strict=True)
+        ]
+        for rows in work.chunks():
+            gradient = work.losses(rows)
+            if any(g is not None for g in gradients):
+                work.backward(rows, gradient, gradients)
+        ctx.gradients, ctx.norm = gradients, work.norm
+        ctx.types = [None if x is None else x.dtype for x in inputs]
+        ctx.mark_non_differentiable(work.sums)
+        return (work.sums * work.factors).sum(), work.sums
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, *upstream: Any) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """What was found, times the gradient of the total."""
+        if ctx.gradients is None:
+            raise RuntimeError("a fused loss gives its gradient once only")
+        found, ctx.gradients = ctx.gradients, None
+        factor = upstream[0] * ctx.norm
+        return (
+            None,
+            *(
+                None if gradient is None else gradient.mul_(factor).to(dtype)
+                for gradient, dtype in zip(found, ctx.types, strict=True)
+            ),
+        )
+
+
+class Work:
+    """What one call needs: buffers, weights, sums.
+
+    Within, gradients are divided by `norm`, the largest weight, so that float16 can hold them. It is
+    a power of two: multiplying by it again rounds nothing.
+    """
+
+    def __init__(
+        self,
+        student: Projection,
+        teachers: Mapping[str, Projection | Tensor],
+        terms: Sequence[RowTerm],
+        chunk_rows: int | None,
+        losses: Callable[..., tuple[Tensor, Tensor]],
+    ) -> None:
+        self.student = _ready(student)
+        self.teachers = {
+            name: _ready(teacher) if isinstance(teacher, Projection) else teacher.detach()
+            for name, teacher in teachers.items()
+        }
+        self.terms, self.block_losses, self.chunk_rows = terms, losses, chunk_rows
+        device = student.hidden.device
+        self.exact = torch.promote_types(student.hidden.dtype, torch.float32)
+        self.weights = torch.stack([t.weight.to(device, self.exact) for t in terms])
+        self.factors = torch.stack(
+            [torch.as_tensor(t.factor, dtype=self.exact, device=device) for t in terms]
+        )
+        self.sums = torch.zeros_like(self.factors)
+        pulls = self.weights * self.factors[:, None]
+        tiny = torch.finfo(self.exact).tiny
+        largest = torch.cat([pulls.abs().flatten(), pulls.new_full((1,), tiny)]).max()
+        self.norm = largest.log2().ceil().exp2()
+        self.pulls = pulls / self.norm
+        # Prompts and padding are often half of all rows: they are gone before anything is done.
+        self.index = (self.weights > 0).any(0).nonzero().flatten()
+        self.buffers: dict[str, Tensor] = {}
+
+    def chunks(self) -> Iterator[Tensor]:
+        """Indices of the rows of each chunk; all chunks are of about the same size."""
+        n, width = len(self.index), self.student.vocabulary
+        most = self.chunk_rows or CHUNK_BYTES // (width * self.student.hidden.dtype.itemsize)
+        parts = -(-n // max(1, most))
+        yield from self.index.tensor_split(parts) if parts else ()
+
+    def losses(self, rows: Tensor) -> Tensor:
+        """Add the rows' losses to the sums; returns the gradient to the logits, [c, v]."""
+        logits = self._logits("", self.student, rows)
+        theirs = {name: self._logits(name, t, rows) for name, t in self.teachers.items()}
+        elements = BLOCK_ELEMENTS.get(logits.device.type, LARGE_BLOCK_ELEMENTS)
+        step = max(1, elements // logits.shape[1])
+        for first in range(0, len(rows), step):
+            block = slice(first, first + step)
+            self._block(logits[block], {k: t[block] for k, t in theirs.items()}, rows[block])
+        return logits
+
+    def _block(self, logits: Tensor, theirs: Mapping[str, Tensor], rows: Tensor) -> None:
+        """The same for a block, in place of its logits."""
+        raw = logits.to(self.exact)
+        shaped = _shaped(raw, self.student)
+        teachers = {name: _shaped(t.to(shaped), self.teachers[name]) for name, t in theirs.items()}
+        pulls = self.pulls[:, rows]
+        values, gradient = self.block_losses(shaped, teachers, self.terms, pulls, rows)
+        weights = self.weights[:, rows]
+        self.sums += (weights * torch.where(weights > 0, values, 0.0)).sum(-1)
+        logits.copy_(_unshaped(gradient, shaped, self.student))
+
+    def _logits(self, name: str, of: Projection | Tensor, rows: Tensor) -> Tensor:
+        """Logits before scale and cap, in this name's buffer."""
+        if isinstance(of, Tensor):
+            return of[rows.to(of.device)].to(rows.device)
+        rows = rows.to(of.hidden.device)
+        hidden = of.hidden[rows]
+        if name not in self.buffers or len(self.buffers[name]) < len(rows):
+            self.buffers[name] = hidden.new_empty(len(rows), of.vocabulary)
+        out = self.buffers[name][: len(rows)]
+        if of.bias is None:
+            torch.mm(hidden, of.weight.T, out=out)
+        else:
+            torch.addmm(of.bias, hidden, of.weight.T, out=out)
+        if of.low_hidden is not None and of.low_weight is not None:
+            out.addmm_(of.low_hidden[rows], of.low_weight.T)
+        return out.to(self.student.hidden.device)
+
+    def empty_gradient(self, of: Tensor, of_rows: bool) -> Tensor:
+        """Rows get their gradient once; a head's is the sum over all rows, and kept exact."""
+        return torch.zeros_like(of, dtype=of.dtype if of_rows else self.exact)
+
+    def backward(self, rows: Tensor, gradient: Tensor, into: Sequence[Tensor | None]) -> None:
+        """From the gradient of a chunk's logits to hidden states and heads."""
+        student, (hidden, weight, bias, low_hidden, low_weight) = self.student, into
+        if hidden is not None:
+            hidden[rows] = (gradient @ student.weight).to(hidden.dtype)
+        if weight is not None:
+            _add_outer(weight, gradient, student.hidden[rows])
+        if bias is not None:
+            bias += gradient.sum(0, dtype=bias.dtype)
+        if student.low_hidden is None or student.low_weight is None:
+            return
+        if low_hidden is not None:
+            low_hidden[rows] = (gradient @ student.low_weight).to(low_hidden.dtype)
+        if low_weight is not None:
+            _add_outer(low_weight, gradient, student.low_hidden[rows])
+
+
+def block_losses(
+    student: Tensor,
+    teachers: Mapping[str, Tensor],
+    terms: Sequence[RowTerm],
+    pulls: Tensor,
+    rows: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """All terms' losses of a block and their gradient.
+
+    Args:
+        student: [r, v] logits.
+        teachers: [r, w] logits by name.
+        terms: k of them.
+        pulls: [k, r], what each loss counts in the gradient.
+        rows: [r], which rows these are.
+
+    Returns:
+        values: [k, r].
+        gradient: [r, v] to the student's logits.
+    """
+    softened: dict[tuple[str, float, int], kernels.Softened] = {}
+
+    def soften(name: str, logits: Tensor, temperature: float, width: int) -> kernels.Softened:
+        key = (name, temperature, width)
+        if key not in softened:
+            cut = logits[:, :width]
+            softened[key] = kernels.Softened(cut if temperature == 1 else cut / temperature)
+        return softened[key]
+
+    values: list[Tensor] = []
+    whole: Tensor | None = None
+    for term, pull in zip(terms, pulls, strict=True):
+        value: Tensor | None = None
+        gradient = student
+        if term.kernel is not None:
+            t, width = term.temperature, student.shape[1]
+            if term.teacher is not None:
+                theirs = teachers[term.teacher]
+                width = min(width, theirs.shape[1])
+                other: Any = soften(term.teacher, theirs, t, width)
+            else:
+                assert term.labels is not None
+                other = term.labels[rows]
+            scale, slope = kernels.scales(t, term.scale_by_t2)
+            value, gradient = term.kernel(soften("", student, t, width), other)
+            value, gradient = value.mul_(scale), gradient.mul_((pull * slope)[:, None])
+        # Where a model rules tokens out, the definition knows what to do.
+        if value is None or not bool(value.isfinite().all()):
+            value, gradient = _by_definition(student, teachers, term, pull, rows)
+        values.append(value)
+        if whole is None and gradient.shape == student.shape:
+            whole = gradient
+        else:
+            whole = torch.zeros_like(student) if whole is None else whole
+            whole[:, : gradient.shape[1]] += gradient
+    assert whole is not None
+    return torch.stack(values), whole
+
+
+def _by_definition(
+    student: Tensor, teachers: Mapping[str, Tensor], term: RowTerm, pull: Tensor, rows: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Value and gradient of a loss that has no kernel, by automatic differentiation."""
+    leaf = student.detach().requires_grad_()
+    theirs = None if term.teacher is None else teachers[term.teacher]
+    with torch.enable_grad():
+        value = term.loss(leaf, theirs, rows)
+        total = (pull * torch.where(pull != 0, value, 0.0)).sum()
+        (gradient,) = torch.autograd.grad(total, leaf)
+    return value.detach().to(student.dtype), gradient
+
+
+def _ready(projection: Projection) -> Projection:
+    """Detached, and all in the type that the hidden states are computed in."""
+    dtype = projection.hidden.dtype
+
+    def cast(value: Tensor | None) -> Tensor | None:
+        return None if value is None else value.detach().to(dtype)
+
+    return replace(
+        projection,
+        hidden=projection.hidden.detach(),
+        weight=projection.weight.detach().to(dtype),
+        bias=cast(projection.bias),
+        low_hidden=cast(projection.low_hidden),
+        low_weight=cast(projection.low_weight),
+    )
+
+
+def _shaped(logits: Tensor, of: Projection | Tensor) -> Tensor:
+    """Scale and soft cap."""
+    if isinstance(of, Tensor):
+        return logits
+    if of.scale != 1.0:
+        logits = logits * of.scale
+    return logits if of.soft_cap is None else (logits / of.soft_cap).tanh_().mul_(of.soft_cap)
+
+
+def _unshaped(gradient: Tensor, shaped: Tensor, of: Projection) -> Tensor:
+    """The gradient before scale and soft cap."""
+    if of.soft_cap is not None:
+        gradient = gradient * (1 - (shaped / of.soft_cap).square_())
+    return gradient if of.scale == 1.0 else gradient * of.scale
+
+
+def _add_outer(total: Tensor, gradient: Tensor, hidden: Tensor) -> None:
+    """total [v, d] += gradient [c, v]^T hidden [c, d], summed in the type of the total."""
+    if gradient.dtype == total.dtype:
+        total.addmm_(gradient.T, hidden)
+        return
+    stripe = max(1, STRIPE_ELEMENTS // total.shape[1])
+    for first in range(0, len(total), stripe):
+        columns = slice(first, first + stripe)
+        total[columns] += gradient[:, columns].T @ hidden

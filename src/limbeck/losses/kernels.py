@@ -1,0 +1,174 @@
+"""Value and gradient of a loss in one go, for a block of rows that fits the processor's cache.
+
+Each kernel takes both models' logits as `Softened` blocks and returns ([r] values, [r, v] gradient
+with respect to the student's logits over T), without T^2 and without weights. They are the same
+losses as in `divergences.py`, which stays the readable definition; only finite logits are handled
+here, and a value that comes out NaN tells the caller to use the definition instead.
+
+With q = softmax(s / T), the gradient of sum_i phi(p_i, q_i) is q (a - <q, a>) where a = dphi / dq;
+so most kernels only have to say what phi and a are.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from limbeck.losses import divergences, labels, regression
+from limbeck.losses.shared import check_share, factor
+
+FAR = 80.0
+"""Log-ratio beyond which exp() would overflow; what lies there is far below rounding."""
+
+Kernel = Callable[..., tuple[Tensor, Tensor]]
+
+
+class Softened:
+    """Logits of r rows divided by a temperature; softmax and normaliser are computed once.
+
+    Attributes:
+        logits: [r, v] float32 or float64.
+    """
+
+    def __init__(self, logits: Tensor) -> None:
+        self.logits = logits
+        self._probabilities: Tensor | None = None
+        self._normaliser: Tensor | None = None
+
+    @property
+    def probabilities(self) -> Tensor:
+        """[r, v] softmax; not to be changed in place."""
+        if self._probabilities is None:
+            self._probabilities = self.logits.softmax(-1)
+        return self._probabilities
+
+    @property
+    def normaliser(self) -> Tensor:
+        """[r] log sum exp: the largest logit less its log-probability."""
+        if self._normaliser is None:
+            self._normaliser = self.logits.amax(-1) - self.probabilities.amax(-1).log()
+        return self._normaliser
+
+
+def forward_kl(student: Softened, teacher: Softened) -> tuple[Tensor, Tensor]:
+    """KL(p || q) and q - p."""
+    p = teacher.probabilities
+    return _dot(p, _log_ratio(teacher, student)), student.probabilities - p
+
+
+def reverse_kl(student: Softened, teacher: Softened) -> tuple[Tensor, Tensor]:
+    """KL(q || p); a = log q - log p."""
+    ratio = _log_ratio(student, teacher)
+    value = _dot(student.probabilities, ratio)
+    return value, student.probabilities * ratio.sub_(value[:, None])
+
+
+def jensen_shannon(
+    student: Softened, teacher: Softened, *, beta: float = 0.5
+) -> tuple[Tensor, Tensor]:
+    """beta KL(p || m) + (1 - beta) KL(q || m), m = beta p + (1 - beta) q; a = log(q / m)."""
+    check_share("beta", beta)
+    if beta in (0, 1):
+        return _nothing(student)
+    log_ratio = _log_ratio(student, teacher).clamp_(max=FAR)  # log q - log p
+    log_mixture = log_ratio.exp().mul_(1 - beta).add_(beta).log_()  # log m - log p
+    teachers = _dot(teacher.probabilities, log_mixture).neg_()
+    a = log_ratio.sub_(log_mixture)
+    students = _dot(student.probabilities, a)
+    gradient = a.sub_(students[:, None]).mul_(student.probabilities).mul_(1 - beta)
+    return beta * teachers + (1 - beta) * students, gradient
+
+
+def skew_forward_kl(
+    student: Softened, teacher: Softened, *, alpha: float = 0.1
+) -> tuple[Tensor, Tensor]:
+    """KL(p || m), m = alpha p + (1 - alpha) q; a = -(1 - alpha) p / m."""
+    check_share("alpha", alpha)
+    if alpha == 0:
+        return forward_kl(student, teacher)
+    if alpha == 1:
+        return _nothing(student)
+    ratio = _log_ratio(student, teacher).clamp_(max=FAR).exp_()
+    mixture = ratio.mul_(1 - alpha).add_(alpha)  # m / p
+    value = _dot(teacher.probabilities, mixture.log()).neg_()
+    return value, _through_softmax(student, mixture.reciprocal_().mul_(alpha - 1))
+
+
+def skew_reverse_kl(
+    student: Softened, teacher: Softened, *, alpha: float = 0.1
+) -> tuple[Tensor, Tensor]:
+    """KL(q || m), m = alpha q + (1 - alpha) p; a = log(q / m) - alpha q / m."""
+    check_share("alpha", alpha)
+    if alpha == 0:
+        return reverse_kl(student, teacher)
+    if alpha == 1:
+        return _nothing(student)
+    ratio = _log_ratio(teacher, student).clamp_(max=FAR).exp_()
+    mixture = ratio.mul_(1 - alpha).add_(alpha)  # m / q
+    log_mixture = mixture.log()
+    value = _dot(student.probabilities, log_mixture).neg_()
+    return value, _through_softmax(student, mixture.reciprocal_().mul_(-alpha).sub_(log_mixture))
+
+
+def total_variation(student: Softened, teacher: Softened) -> tuple[Tensor, Tensor]:
+    """1/2 sum |p - q|; a = 1/2 sign(q - p)."""
+    gap = student.probabilities - teacher.probabilities
+    return gap.abs().sum(-1).mul_(0.5), _through_softmax(student, gap.sign_().mul_(0.5))
+
+
+def logit_mse(student: Softened, teacher: Softened) -> tuple[Tensor, Tensor]:
+    """Mean squared difference, and 2 / v times the difference."""
+    difference = student.logits - teacher.logits
+    value = difference.square().mean(-1)
+    return value, difference.mul_(2 / difference.shape[-1])
+
+
+def cross_entropy(student: Softened, label: Tensor) -> tuple[Tensor, Tensor]:
+    """-log q[label] and q - onehot; rows without label (-100) give 0."""
+    known = label != labels.IGNORE
+    place = label.clamp(min=0)[:, None]
+    value = student.normaliser - student.logits.gather(-1, place).squeeze(-1)
+    gradient = student.probabilities.clone()
+    gradient.scatter_add_(-1, place, gradient.new_full(place.shape, -1.0))
+    if not bool(known.all()):
+        value, gradient = value.masked_fill(~known, 0.0), gradient.mul_(known[:, None])
+    return value, gradient
+
+
+KERNELS: dict[Callable[..., Tensor], Kernel] = {
+    divergences.forward_kl: forward_kl,
+    divergences.reverse_kl: reverse_kl,
+    divergences.jensen_shannon: jensen_shannon,
+    divergences.skew_forward_kl: skew_forward_kl,
+    divergences.skew_reverse_kl: skew_reverse_kl,
+    divergences.total_variation: total_variation,
+    regression.logit_mse: logit_mse,
+}
+"""The losses of two models' logits that have a kernel."""
+
+
+def scales(temperature: float, scale_by_t2: bool) -> tuple[float, float]:
+    """What a kernel's value and gradient are multiplied by: T^2 (or 1), and that over T."""
+    scale = factor(temperature, scale_by_t2)
+    return scale, scale / temperature
+
+
+def _log_ratio(over: Softened, under: Softened) -> Tensor:
+    """[r, v] log p - log q, from logits, so that equal logits give exactly 0."""
+    ratio = over.logits - under.logits
+    return ratio.sub_((over.normaliser - under.normaliser)[:, None])
+
+
+def _dot(first: Tensor, second: Tensor) -> Tensor:
+    """[r] inner products of rows."""
+    return torch.linalg.vecdot(first, second)
+
+
+def _through_softmax(student: Softened, a: Tensor) -> Tensor:
+    """q (a - <q, a>), in place of a."""
+    q = student.probabilities
+    return a.sub_(_dot(q, a)[:, None]).mul_(q)
+
+
+def _nothing(student: Softened) -> tuple[Tensor, Tensor]:
+    return student.logits.new_zeros(len(student.logits)), torch.zeros_like(student.logits)

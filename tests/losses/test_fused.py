@@ -1,0 +1,363 @@
+"""The fused sum of losses against whole logits in float64, and its promises."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from limbeck import losses
+from limbeck.losses import chunks
+from limbeck.losses.fused import (
+    divergence_term,
+    fused_linear_divergence,
+    label_term,
+    named,
+    sum_over_rows,
+)
+from limbeck.losses.projection import Projection
+
+DIVERGENCES = {
+    "forward_kl": {},
+    "reverse_kl": {},
+    "jensen_shannon": {"beta": 0.3},
+    "skew_forward_kl": {"alpha": 0.1},
+    "skew_reverse_kl": {"alpha": 0.1},
+    "total_variation": {},
+    "adaptive_kl": {"mu": 0.5},
+    "logit_mse": {},
+    "sorted_l1": {},
+}
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+
+
+def case(n=37, v=301, w=301, ds=16, dt=24, seed=0, dtype=torch.float64):
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(*shape, scale=1.0):
+        return (torch.randn(*shape, generator=generator, dtype=torch.float64) * scale).to(dtype)
+
+    hidden, weight = draw(n, ds), draw(v, ds, scale=0.4)
+    teacher_hidden, teacher_weight = draw(n, dt), draw(w, dt, scale=0.4)
+    return hidden.requires_grad_(), weight.requires_grad_(), teacher_hidden, teacher_weight
+
+
+def reference(name, tensors, weight, *, temperature=1.0, soft_cap=None, **own):
+    """Whole logits in float64: value and the gradients to hidden states and head."""
+    h, w, th, tw = (t.detach().double() for t in tensors)
+    h.requires_grad_(), w.requires_grad_()
+    student, teacher = h @ w.T, th @ tw.T
+    if soft_cap:
+        student = soft_cap * torch.tanh(student / soft_cap)
+        teacher = soft_cap * torch.tanh(teacher / soft_cap)
+    rows = getattr(losses, name)(student, teacher, temperature=temperature, **own)
+    total = (rows * weight.double()).sum()
+    return total.detach(), *torch.autograd.grad(total, (h, w))
+
+
+def found(tensors, weight, **settings):
+    total = fused_linear_divergence(*tensors, row_weight=weight, **settings)
+    return total.detach(), *torch.autograd.grad(total, tensors[:2])
+
+
+def weights(n, seed=1, zeros=True):
+    drawn = torch.rand(n, generator=torch.Generator().manual_seed(seed))
+    return drawn * (drawn > 0.3) if zeros else drawn
+
+
+@pytest.mark.parametrize("name", DIVERGENCES)
+@pytest.mark.parametrize("temperature", [1.0, 2.5])
+def test_value_and_gradients_are_those_of_whole_logits(name, temperature):
+    tensors, weight = case(), weights(37)
+    own = DIVERGENCES[name]
+    expected = reference(name, tensors, weight, temperature=temperature, **own)
+    got = found(tensors, weight, divergence=name, temperature=temperature, chunk=10, **own)
+    for mine, theirs in zip(got, expected, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("name", DIVERGENCES)
+def test_the_definition_by_automatic_differentiation_is_the_kernel(name, monkeypatch):
+    """Every loss also works without its kernel, as those do that have none."""
+    tensors, weight = case(), weights(37)
+    loss = getattr(losses, name)
+    with_kernel = found(tensors, weight, divergence=loss, **DIVERGENCES[name])
+    monkeypatch.setattr(chunks.kernels, "KERNELS", {})
+    without = found(tensors, weight, divergence=loss, **DIVERGENCES[name])
+    for mine, theirs in zip(with_kernel, without, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-9, atol=1e-11)
+
+
+def error(got, expected):
+    return [
+        float((mine.double() - theirs).norm() / theirs.norm())
+        for mine, theirs in zip(got, expected, strict=True)
+    ]
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("name", DIVERGENCES)
+def test_no_less_accurate_than_whole_logits_in_the_same_precision(name, dtype):
+    """Relative error of value, hidden gradient and head gradient, over ten draws."""
+    mine, naive = torch.zeros(3), torch.zeros(3)
+    for seed in range(10):
+        n = 20 + 7 * seed
+        h, w, th, tw = case(n=n, v=1000, w=1000, seed=seed, dtype=dtype)
+        # As under autocast: hidden states in half precision, the trained head in float32.
+        tensors = (h, w.detach().float().requires_grad_(), th, tw)
+        weight = weights(n, seed) / n
+        own = DIVERGENCES[name]
+        expected = reference(name, tensors, weight, temperature=1.5, **own)
+        for into, implementation in ((mine, "chunked"), (naive, "naive")):
+            got = found(
+                tensors,
+                weight,
+                divergence=name,
+                temperature=1.5,
+                implementation=implementation,
+                chunk=16,
+                **own,
+            )
+            into += torch.tensor(error(got, expected))
+    # A tenth for the luck of rounding; in bfloat16 the logits themselves are rounded alike.
+    floor = 30 * torch.finfo(torch.promote_types(dtype, torch.float32)).eps
+    assert (mine <= 1.1 * naive + floor).all(), (mine, naive)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    n=st.integers(0, 40),
+    v=st.integers(2, 200),
+    extra=st.integers(-60, 60),
+    chunk=st.integers(1, 50),
+    temperature=st.floats(0.3, 5),
+    name=st.sampled_from(sorted(DIVERGENCES)),
+    seed=st.integers(0, 1000),
+)
+def test_any_shape(n, v, extra, chunk, temperature, name, seed):
+    """Ragged chunks, no rows at all, padded vocabularies on either side."""
+    tensors = case(n=n, v=v, w=max(2, v + extra), seed=seed)
+    weight = weights(n, seed)
+    own = DIVERGENCES[name]
+    expected = reference(name, tensors, weight, temperature=temperature, **own)
+    got = found(tensors, weight, divergence=name, temperature=temperature, chunk=chunk, **own)
+    for mine, theirs in zip(got, expected, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-7, atol=1e-9)
+
+
+@pytest.mark.parametrize("implementation", ["chunked", "compiled", "naive"])
+def test_labels_in_the_same_pass(implementation):
+    """CE reads all of the student's columns, the divergence those that both models have."""
+    tensors, weight = case(v=301, w=280), weights(37)
+    labels = torch.randint(0, 301, (37,), generator=torch.Generator().manual_seed(3))
+    labels[5] = -100
+    h, w, th, tw = (t.detach().requires_grad_() for t in tensors)
+    student, teacher = h @ w.T, (th @ tw.T).detach()
+    rows = losses.forward_kl(student, teacher, temperature=2.0)
+    rows = rows + 0.7 * losses.cross_entropy(student, labels)
+    total = (rows * weight.double()).sum()
+    expected = (total.detach(), *torch.autograd.grad(total, (h, w)))
+    got = found(
+        tensors,
+        weight,
+        temperature=2.0,
+        labels=labels,
+        cross_entropy_weight=0.7,
+        implementation=implementation,
+    )
+    for mine, theirs in zip(got, expected, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-8, atol=1e-10)
+
+
+def test_soft_cap_and_bias():
+    tensors, weight = case(), weights(37)
+    expected = reference("reverse_kl", tensors, weight, soft_cap=1.5)
+    got = found(tensors, weight, divergence="reverse_kl", soft_cap=1.5, chunk=9)
+    for mine, theirs in zip(got, expected, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-9, atol=1e-11)
+    h, w, th, tw = tensors
+    bias = torch.randn(301, dtype=torch.float64, requires_grad=True)
+    ones = torch.ones(37, 1, dtype=torch.float64)
+    joined = (torch.cat([h, ones], 1), torch.cat([w, bias[:, None]], 1), th, tw)
+    plain = fused_linear_divergence(*joined, row_weight=weight)
+    biased = fused_linear_divergence(h, w, th, tw, student_bias=bias, row_weight=weight)
+    torch.testing.assert_close(plain, biased)
+    torch.testing.assert_close(*(torch.autograd.grad(x, bias)[0] for x in (plain, biased)))
+
+
+def one_term(weight, name="forward_kl"):
+    return [divergence_term(named(name), "t", weight)]
+
+
+def test_a_head_with_adapters_trains_the_adapters_alone():
+    h, w, th, tw = case()
+    down = torch.randn(4, 16, dtype=torch.float64, requires_grad=True)
+    up = torch.randn(301, 4, dtype=torch.float64, requires_grad=True)
+    weight = weights(37)
+    frozen = w.detach()
+    student = Projection(hidden=h, weight=frozen, low_hidden=0.5 * h @ down.T, low_weight=up)
+    teacher = Projection(hidden=th, weight=tw)
+    total, _ = sum_over_rows(student, {"t": teacher}, one_term(weight), chunk=8)
+    got = torch.autograd.grad(total, (h, down, up))
+    logits = h @ (frozen + 0.5 * up @ down).T
+    rows = losses.forward_kl(logits, (th @ tw.T).detach())
+    expected = torch.autograd.grad((rows * weight.double()).sum(), (h, down, up))
+    for mine, theirs in zip(got, expected, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-8, atol=1e-10)
+
+
+def test_scaled_logits():
+    h, w, th, tw = case()
+    weight = weights(37)
+    student = Projection(hidden=h, weight=w, scale=0.25, soft_cap=2.0)
+    teacher = Projection(hidden=th, weight=tw, scale=2.0)
+    both = [
+        sum_over_rows(student, {"t": teacher}, one_term(weight), implementation=name, chunk=8)[0]
+        for name in ("chunked", "naive")
+    ]
+    torch.testing.assert_close(*both)
+    for mine, theirs in zip(*(torch.autograd.grad(x, (h, w)) for x in both), strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-8, atol=1e-10)
+
+
+def test_a_tied_head_gets_both_gradients():
+    """The embedding is the head: autograd adds what comes from either use."""
+    table = torch.randn(50, 8, dtype=torch.float64, requires_grad=True)
+    ids = torch.arange(12)
+    _, _, th, tw = case(n=12, v=50, w=50)
+    total = fused_linear_divergence(table[ids].tanh(), table, th, tw)
+    rows = losses.forward_kl(table[ids].tanh() @ table.T, th @ tw.T)
+    for mine, theirs in zip(
+        torch.autograd.grad(total, table), torch.autograd.grad(rows.sum(), table), strict=True
+    ):
+        torch.testing.assert_close(mine, theirs)
+
+
+def test_a_frozen_head_gets_no_gradient_and_nothing_is_kept_without_one():
+    h, w, th, tw = case()
+    total = fused_linear_divergence(h, w.detach(), th, tw)
+    total.backward()
+    assert w.grad is None
+    assert h.grad is not None
+    with torch.no_grad():
+        assert not fused_linear_divergence(h, w, th, tw).requires_grad
+
+
+def test_rows_without_weight_are_never_looked_at():
+    h, w, th, tw = case()
+    weight = weights(37)
+    clean = found((h, w, th, tw), weight)
+    with torch.no_grad():
+        th[weight == 0] = torch.nan
+        h[weight == 0] = torch.inf
+    dirty = found((h, w, th, tw), weight)
+    torch.testing.assert_close(clean, dirty)
+    assert (dirty[1][weight == 0] == 0).all()
+
+
+@pytest.mark.parametrize("name", ["forward_kl", "reverse_kl", "jensen_shannon", "skew_reverse_kl"])
+def test_columns_that_a_model_rules_out(name):
+    """Minus infinity in both: as if not there. In one: what the definition says, per row."""
+    tensors = case(n=9, v=20, w=20)
+    weight = torch.ones(9)
+    outside = torch.zeros(20, dtype=torch.float64)
+    outside[7:] = -torch.inf
+    got = found(tensors, weight, divergence=name, student_bias=outside, teacher_bias=outside)
+    cut = (tensors[0], tensors[1][:7].detach().requires_grad_(), *tensors[2:])
+    expected = reference(name, cut, weight)
+    torch.testing.assert_close(got[0], expected[0])
+    torch.testing.assert_close(got[1], expected[1])
+    one_sided = {
+        kind: found(
+            tensors, weight, divergence=name, teacher_bias=outside, implementation=kind, chunk=4
+        )
+        for kind in ("chunked", "naive")
+    }
+    for mine, theirs in zip(*one_sided.values(), strict=True):
+        torch.testing.assert_close(mine, theirs)
+
+
+def test_equal_models_have_no_loss_and_no_gradient():
+    h, w, _, _ = case()
+    for name, own in DIVERGENCES.items():
+        value, *gradients = found(
+            (h, w, h.detach(), w.detach()), torch.ones(37), divergence=name, **own
+        )
+        assert abs(value) < 1e-12, name
+        assert all(g.abs().max() < 1e-12 for g in gradients), name
+
+
+def test_each_term_is_summed_alone():
+    h, w, th, tw = case()
+    first, second = weights(37), weights(37, 2)
+    terms = [
+        *one_term(first),
+        replace(one_term(second, "reverse_kl")[0], factor=torch.tensor(3.0)),
+        label_term(torch.arange(37), second, factor=0.0),
+    ]
+    student, teacher = Projection(hidden=h, weight=w), Projection(hidden=th, weight=tw)
+    results = [
+        sum_over_rows(student, {"t": teacher}, terms, implementation=name, chunk=11)
+        for name in ("chunked", "naive")
+    ]
+    for (total, sums), (other, others) in zip(results[:1], results[1:], strict=True):
+        torch.testing.assert_close(sums, others)
+        torch.testing.assert_close(total, other)
+        torch.testing.assert_close(total, sums[0] + 3 * sums[1])
+        assert sums[2] > 0  # logged, though it does not count
+        mine, theirs = (torch.autograd.grad(x, (h, w)) for x in (total, other))
+        torch.testing.assert_close(mine, theirs, rtol=1e-8, atol=1e-10)
+
+
+def test_small_weights_do_not_vanish_in_half_precision():
+    """Weights are 1 / count: within the sum they must not push float16 below its range."""
+    tensors = case(dtype=torch.float16)
+    weight = torch.full((37,), 1e-7)
+    expected = reference("forward_kl", tensors, weight)
+    scale = 2.0**16
+    total = fused_linear_divergence(*tensors, row_weight=weight) * scale
+    gradients = [g.double() / scale for g in torch.autograd.grad(total, tensors[:2])]
+    assert max(error(gradients, expected[1:])) < 0.01
+
+
+def test_no_tensor_of_all_logits_is_made():
+    n, v = 512, 4096
+    tensors = case(n=n, v=v, w=v, dtype=torch.float32)
+
+    class Largest(torch.utils._python_dispatch.TorchDispatchMode):
+        elements = 0
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            made = func(*args, **(kwargs or {}))
+            for value in made if isinstance(made, tuple | list) else (made,):
+                if isinstance(value, torch.Tensor):
+                    self.elements = max(self.elements, value.numel())
+            return made
+
+    with Largest() as seen:
+        fused_linear_divergence(*tensors, chunk=64).backward()
+    assert seen.elements <= 64 * v
+    with Largest() as seen:
+        fused_linear_divergence(*tensors, implementation="naive").backward()
+    assert seen.elements == n * v  # the measure does see them
+
+
+def test_bad_input_is_named():
+    h, w, th, tw = case()
+    with pytest.raises(ValueError, match="no divergence 'kl'; one of: .*forward_kl"):
+        fused_linear_divergence(h, w, th, tw, divergence="kl")
+    with pytest.raises(ValueError, match="37 rows of the student, 36 of the teacher"):
+        fused_linear_divergence(h, w, th[1:], tw)
+    with pytest.raises(ValueError, match="needs labels"):
+        fused_linear_divergence(h, w, th, tw, cross_entropy_weight=1.0)
+    with pytest.raises(ValueError, match="no implementation 'fast'"):
+        fused_linear_divergence(h, w, th, tw, implementation="fast")
+    with pytest.raises(ValueError, match="temperature must be positive"):
+        fused_linear_divergence(h, w, th, tw, temperature=0.0)
+    with pytest.raises(ValueError, match="beta"):
+        fused_linear_divergence(h, w, th, tw, divergence="jensen_shannon", beta=2.0)
+    total = fused_linear_divergence(h, w, th, tw)
+    total.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="once only"):
+        total.backward()
