@@ -110,6 +110,19 @@ def run(
 
 
 @app.command()
+def cache(recipe: RecipePath, settings: Settings = None, debug: Debug = False) -> None:
+    """Let each cached teacher of RECIPE read the training rows once, and keep what it says.
+
+    It can be stopped and started again, and started several times at once to share the work.
+    """
+    from limbeck.recipe.cache import make_caches
+
+    document, resolved = _resolve(recipe, settings)
+    for made in make_caches(resolved, document):
+        print(made.render())
+
+
+@app.command()
 def demo(
     out: Out = Path("runs/demo"),
     seeds: Annotated[int, typer.Option(min=1, help="Runs with different seeds.")] = 3,

@@ -40,8 +40,8 @@ def pair(
     Raises:
         ValueError: the views hold different numbers of samples.
     """
-    if len(student.ids) != len(teacher.ids):
-        raise ValueError(f"{len(student.ids)} student and {len(teacher.ids)} teacher samples")
+    if (mine := student.sample_count) != (theirs := teacher.sample_count):
+        raise ValueError(f"{mine} student and {theirs} teacher samples")
     weight = _row_weights(student, weights)
     if same_vocabulary and (student is teacher or _same(student, teacher)):
         return Pairing(student=None, teacher=None, weight=weight, unit=unit)
@@ -63,13 +63,15 @@ def pair(
 
 
 def _row_weights(view: View, weights: Sequence[float]) -> Tensor:
-    sample = view.rows // view.ids.shape[1] if view.ids.numel() else view.rows
-    return torch.tensor(weights, dtype=torch.float32)[sample]
+    return torch.tensor(weights, dtype=torch.float32)[view.sample_of(view.rows)]
 
 
 def _same(student: View, teacher: View) -> bool:
-    return student.ids.shape == teacher.ids.shape and bool(
-        torch.equal(student.rows, teacher.rows) and torch.equal(student.ids, teacher.ids)
+    return (
+        torch.equal(student.ids, teacher.ids)
+        and torch.equal(student.rows, teacher.rows)
+        and (student.positions is None) == (teacher.positions is None)
+        and torch.equal(student.sample_of(student.rows), teacher.sample_of(teacher.rows))
     )
 
 
@@ -77,7 +79,7 @@ def _keys(view: View) -> Tensor:
     """[m, 4]: sample, start byte, rank among tokens of that start, row; ascending."""
     target = view.rows + 1
     start = view.offsets[..., 0].flatten()[target]
-    sample = target // view.ids.shape[1]
+    sample = view.sample_of(target)
     row = torch.arange(len(target))
     kept = start != NO_OFFSET
     sample, start, row = sample[kept], start[kept], row[kept]

@@ -43,6 +43,10 @@ class CheckpointError(LimbeckError, OSError):
     """A checkpoint could not be written or none that verifies could be read."""
 
 
+class CacheError(LimbeckError, OSError):
+    """A teacher's cache is absent, of another teacher, damaged, or could not be written."""
+
+
 class DivergedError(LimbeckError, ArithmeticError):
     """Loss or gradient stayed non-finite; training stopped at the last good state."""
 

@@ -1,10 +1,12 @@
 """Light values that name a model: what a recipe says of a student or a teacher, before loading."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import ConfigDict, Field
 
+from limbeck.core.errors import RecipeError
 from limbeck.core.registry import register
 from limbeck.core.types import Needs
 
@@ -85,3 +87,58 @@ class LocalTeacher:
     device: str | None = None
     quantize: Literal["4bit", "8bit"] | None = None
     trust_remote_code: bool = False
+
+
+Keep = Literal["sampled", "topk", "chosen", "hidden", "full"]
+
+KEPT: dict[Keep, Needs] = {
+    "sampled": frozenset({"sparse"}),
+    "topk": frozenset({"sparse"}),
+    "chosen": frozenset({"chosen"}),
+    "hidden": frozenset({"logits", "projection"}),
+    "full": frozenset({"logits"}),
+}
+"""What a cache offers, by what it keeps."""
+
+
+@register("teacher", "cache")
+@dataclass(frozen=True, kw_only=True)
+class CachedTeacher:
+    """A teacher that ran once (`limbeck cache RECIPE`): what it said is read from a folder.
+
+    Attributes:
+        path: the folder.
+        of: the teacher that fills it.
+        keep: of each learnt token's distribution: `sampled` random draws (unbiased, the smallest),
+            the `topk` likeliest tokens and the rest's mass, the log-probability of the `chosen`
+            token alone, the `hidden` state that the output head reads (exact logits), or the
+            `full` logits.
+        k: draws, or likeliest tokens.
+        temperature: at which the distribution is softened, for `sampled` and `topk`.
+        seed: of the draws.
+        dtype: of numbers that `chosen`, `hidden` and `full` store; `auto` is the teacher's own.
+    """
+
+    parts: ClassVar[Mapping[str, str]] = {"of": "teacher"}
+
+    path: Annotated[str, Field(min_length=1)]
+    of: LocalTeacher
+    keep: Keep = "sampled"
+    k: Positive = 50
+    temperature: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
+    seed: Annotated[int, Field(ge=0)] = 0
+    dtype: DType | Literal["auto"] = "auto"
+
+    def __post_init__(self) -> None:
+        if self.temperature != 1.0 and "sparse" not in self.offers:
+            raise RecipeError("temperature", "only goes with `keep: sampled` or `keep: topk`")
+
+    @property
+    def offers(self) -> Needs:
+        """What it can say, which follows from what it keeps."""
+        return KEPT[self.keep]
+
+
+def model_of(teacher: Any) -> Any:
+    """The specification of the model behind a teacher: what a cache was made of, or itself."""
+    return teacher.of if isinstance(teacher, CachedTeacher) else teacher

@@ -3,7 +3,7 @@
 Shape letters: b sequences, t positions, n rows, v vocabulary, d width, k kept.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -68,7 +68,7 @@ class Encoding:
 
     `starts` and `ends` are byte offsets into the sample's text (`NO_OFFSET` outside it). A learnt
     end-of-sequence token has the empty span at the end of the text. `truncated` counts the tokens
-    that did not fit.
+    that did not fit. `name` is the sample's id.
     """
 
     ids: Sequence[int]
@@ -76,6 +76,7 @@ class Encoding:
     starts: Sequence[int]
     ends: Sequence[int]
     truncated: int = 0
+    name: str = ""
 
     @property
     def rows(self) -> int:
@@ -85,19 +86,24 @@ class Encoding:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class View:
-    """One model's encoding of a batch, padded on the right.
+    """One model's encoding of a batch: a sample a line padded on the right, or all in one line.
 
     Attributes:
         ids: [b, t] int64.
         attend: [b, t] bool, False on padding.
         offsets: [b, t, 2] int64 byte offsets into each sample's text.
         rows: [n] int64, flat positions (into b*t) whose *next* token is learnt.
+        positions: [1, t] int64 where samples are packed into one line, 0 at each one's start; None
+            where each has a line of its own.
+        names: the samples' ids, in order.
     """
 
     ids: Tensor
     attend: Tensor
     offsets: Tensor
     rows: Tensor
+    positions: Tensor | None = None
+    names: tuple[str, ...] = ()
 
     @property
     def labels(self) -> Tensor:
@@ -109,10 +115,28 @@ class View:
         """Tokens without padding."""
         return int(self.attend.sum())
 
+    @property
+    def sample_count(self) -> int:
+        """How many samples it holds."""
+        return len(self.ids) if self.positions is None else int((self.positions == 0).sum())
+
+    def sample_of(self, places: Tensor) -> Tensor:
+        """[m] which sample each flat position belongs to, from 0."""
+        if self.positions is not None:
+            return ((self.positions == 0).flatten().cumsum(0) - 1)[places]
+        return places // self.ids.shape[1] if self.ids.numel() else places
+
     def to(self, device: torch.device) -> "View":
         """The same view with its tensors on `device`."""
-        moved = {name: getattr(self, name).to(device, non_blocking=True) for name in self.__slots__}
-        return replace(self, **moved)
+        return self._each(lambda value: value.to(device, non_blocking=True))
+
+    def pinned(self) -> "View":
+        """The same view in memory that a GPU can copy from while it computes."""
+        return self._each(Tensor.pin_memory)
+
+    def _each(self, move: Callable[[Tensor], Tensor]) -> "View":
+        values = {name: getattr(self, name) for name in self.__slots__}
+        return replace(self, **{k: move(v) for k, v in values.items() if isinstance(v, Tensor)})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -155,6 +179,7 @@ class Signals:
         hidden: by site, [n, d].
         attention: by site.
         score: [b].
+        valid: [n] bool, False where a teacher has nothing to say; None where it always has.
     """
 
     labels: Tensor
@@ -165,6 +190,7 @@ class Signals:
     hidden: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
     attention: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
     score: Tensor | None = None
+    valid: Tensor | None = None
 
     def select(self, index: Tensor | None) -> "Signals":
         """The rows that `index` names; None keeps all without a copy."""
@@ -174,10 +200,11 @@ class Signals:
             self,
             labels=self.labels[index],
             logits=None if self.logits is None else self.logits[index],
-            projection=None if self.projection is None else self.projection.select(index),
-            sparse=None if self.sparse is None else self.sparse.select(index),
+            projection=None if self.projection is None else self.projection[index],
+            sparse=None if self.sparse is None else self.sparse[index],
             chosen=None if self.chosen is None else self.chosen[index],
             hidden={site: value[index] for site, value in self.hidden.items()},
+            valid=None if self.valid is None else self.valid[index],
         )
 
     def to(self, device: torch.device) -> "Signals":
@@ -195,6 +222,7 @@ class Signals:
             hidden={site: value.to(device) for site, value in self.hidden.items()},
             attention={site: value.to(device) for site, value in self.attention.items()},
             score=moved(self.score),
+            valid=moved(self.valid),
         )
 
 

@@ -99,7 +99,7 @@ class Agreement:
                 pairing = pair(view, other, [1.0] * len(group), same_vocabulary=True)
                 own = model.read(view, LOGITS).logits
                 theirs = teacher.read(other, LOGITS).logits
-                place = torch.tensor(group)[view.rows.cpu() // view.ids.shape[1]]
+                place = torch.tensor(group)[view.sample_of(view.rows).cpu()]
                 if pairing.student is not None:
                     place = place[pairing.student]
                 row_kl, row_same = _compare(own, theirs, pairing.student, pairing.teacher)

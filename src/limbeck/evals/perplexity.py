@@ -92,7 +92,7 @@ class Perplexity:
         with evaluating(model):
             for group in batches(lengths, self.batch_tokens):
                 view: View = model.collate([encodings[index] for index in group])
-                place = torch.tensor(group)[view.rows.cpu() // view.ids.shape[1]]
+                place = torch.tensor(group)[view.sample_of(view.rows).cpu()]
                 total.index_add_(0, place, _row_nats(model, view))
         return total.tolist()
 

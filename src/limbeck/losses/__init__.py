@@ -14,6 +14,7 @@ from limbeck.losses.divergences import (
 )
 from limbeck.losses.labels import cross_entropy
 from limbeck.losses.regression import logit_mse
+from limbeck.losses.sparse import sparse_kl
 from limbeck.losses.transport import sinkhorn, sorted_l1
 
 __all__ = [
@@ -27,5 +28,6 @@ __all__ = [
     "skew_forward_kl",
     "skew_reverse_kl",
     "sorted_l1",
+    "sparse_kl",
     "total_variation",
 ]

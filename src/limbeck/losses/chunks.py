@@ -20,6 +20,7 @@ from torch import Tensor
 
 from limbeck.losses import kernels
 from limbeck.losses.projection import Projection
+from limbeck.losses.sparse import Sparse
 
 CHUNK_BYTES = 160 * 2**20
 """Size of a chunk's logits of one model: enough for fast products, little beside a head."""
@@ -44,8 +45,9 @@ class RowTerm:
         factor: of the term in the total: a number, or a tensor without dimensions.
         teacher: key of the teacher whose logits the loss reads; None where it reads none.
         kernel: (student, teacher) -> ([r], [r, v]), the same loss with its gradient; see
-            `kernels.py`. The teacher is `Softened`, or the rows' labels.
-        labels: [n], for a kernel that reads them instead of a teacher.
+            `kernels.py`. The teacher is `Softened`, or these rows of `beside`.
+        beside: what a kernel reads where there are no logits of a teacher: [n] labels, or what is
+            known of n distributions.
         temperature, scale_by_t2: of the kernel.
     """
 
@@ -54,7 +56,7 @@ class RowTerm:
     factor: Tensor | float = 1.0
     teacher: str | None = None
     kernel: kernels.Kernel | None = None
-    labels: Tensor | None = None
+    beside: Tensor | Sparse | None = None
     temperature: float = 1.0
     scale_by_t2: bool = True
 
@@ -107,8 +109,8 @@ class Chunked(torch.autograd.Function):
 class Work:
     """What one call needs: buffers, weights, sums.
 
-    Within, gradients are divided by `norm`, the largest weight, so that float16 can hold them. It is
-    a power of two: multiplying by it again rounds nothing.
+    Within, gradients are divided by `norm`, the largest weight, so that float16 can hold them. It
+    is a power of two: multiplying by it again rounds nothing.
     """
 
     def __init__(
@@ -249,8 +251,8 @@ def block_losses(
                 width = min(width, theirs.shape[1])
                 other: Any = soften(term.teacher, theirs, t, width)
             else:
-                assert term.labels is not None
-                other = term.labels[rows]
+                assert term.beside is not None
+                other = term.beside[rows]
             scale, slope = kernels.scales(t, term.scale_by_t2)
             value, gradient = term.kernel(soften("", student, t, width), other)
             value, gradient = value.mul_(scale), gradient.mul_((pull * slope)[:, None])

@@ -146,7 +146,7 @@ def label_term(labels: Tensor, weight: Tensor, **more: Any) -> RowTerm:
     def call(student: Tensor, _: Tensor | None, index: Tensor) -> Tensor:
         return cross_entropy(student, labels[index])
 
-    return RowTerm(loss=call, weight=weight, kernel=kernels.cross_entropy, labels=labels, **more)
+    return RowTerm(loss=call, weight=weight, kernel=kernels.cross_entropy, beside=labels, **more)
 
 
 def sum_over_rows(

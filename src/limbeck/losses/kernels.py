@@ -16,6 +16,7 @@ from torch import Tensor
 
 from limbeck.losses import divergences, labels, regression
 from limbeck.losses.shared import check_share, factor
+from limbeck.losses.sparse import Sparse
 
 FAR = 80.0
 """Log-ratio beyond which exp() would overflow; what lies there is far below rounding."""
@@ -130,6 +131,30 @@ def cross_entropy(student: Softened, label: Tensor) -> tuple[Tensor, Tensor]:
     value = student.normaliser - student.logits.gather(-1, place).squeeze(-1)
     gradient = student.probabilities.clone()
     gradient.scatter_add_(-1, place, gradient.new_full(place.shape, -1.0))
+    if not bool(known.all()):
+        value, gradient = value.masked_fill(~known, 0.0), gradient.mul_(known[:, None])
+    return value, gradient
+
+
+def sparse_kl(student: Softened, teacher: Sparse, *, tail: bool = True) -> tuple[Tensor, Tensor]:
+    """KL from a few tokens; q - mass where it is known, q (1 - rest / q_rest) elsewhere."""
+    q, mass = student.probabilities, teacher.mass.to(student.logits.dtype)
+    constant, rest = teacher.negentropy.to(mass), teacher.rest.to(mass)
+    if not tail:
+        mass = mass / mass.sum(-1, keepdim=True).clamp(min=torch.finfo(mass.dtype).tiny)
+        constant, rest = torch.xlogy(mass, mass).sum(-1), torch.zeros_like(rest)
+    known = mass.sum(-1) > 0
+    logq = student.logits.gather(-1, teacher.ids) - student.normaliser[:, None]
+    value = constant - torch.where(mass > 0, mass * logq, 0.0).sum(-1)
+    gradient = q.clone()
+    if tail and bool((rest > 0).any()):
+        # Places without mass may name any token, even one that has mass at another place.
+        own = torch.where(mass > 0, q.gather(-1, teacher.ids), 0.0)
+        others = gradient.scatter_add(-1, teacher.ids, -own).clamp_(min=0.0)
+        q_rest = others.sum(-1)
+        value = value - torch.xlogy(rest, q_rest)
+        gradient.addcmul_(others, (-rest / q_rest.clamp(min=torch.finfo(q.dtype).tiny))[:, None])
+    gradient.scatter_add_(-1, teacher.ids, -mass)
     if not bool(known.all()):
         value, gradient = value.masked_fill(~known, 0.0), gradient.mul_(known[:, None])
     return value, gradient

@@ -36,7 +36,7 @@ class Projection:
         """v, the number of columns."""
         return self.weight.shape[0]
 
-    def select(self, index: Tensor | slice) -> "Projection":
+    def __getitem__(self, index: Tensor | slice) -> "Projection":
         """The rows that `index` names; the head is shared."""
         low = None if self.low_hidden is None else self.low_hidden[index]
         return replace(self, hidden=self.hidden[index], low_hidden=low)

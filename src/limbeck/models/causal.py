@@ -1,8 +1,8 @@
 """A causal language model of transformers as Reader and Speaker."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
-from typing import Any
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -10,8 +10,12 @@ from transformers import PreTrainedTokenizerBase
 
 from limbeck.core.random import seeded
 from limbeck.core.types import Encoding, Needs, Sample, Sampling, Signals, View
+from limbeck.losses.projection import Projection
 from limbeck.models.encode import Encoder
 from limbeck.models.facts import vocabulary_fingerprint
+from limbeck.models.head import Head, instead_of_head, rows_of_head
+
+Answer = TypeVar("Answer")
 
 
 class CausalModel:
@@ -23,9 +27,8 @@ class CausalModel:
         name: what reports call it.
         max_length: tokens kept of a sample.
         autocast: dtype the forward pass computes in, where it differs from the weights'.
+        head: how it makes its logits, where that is known.
     """
-
-    offers: Needs = frozenset({"logits", "chosen", "text"})
 
     def __init__(
         self,
@@ -35,11 +38,20 @@ class CausalModel:
         name: str,
         max_length: int,
         autocast: torch.dtype | None = None,
+        head: Head | None = None,
     ) -> None:
         self.module, self.tokenizer, self.name = module, tokenizer, name
         self.encoder = Encoder(tokenizer, max_length)
         self.vocabulary = vocabulary_fingerprint(tokenizer)
-        self.autocast = autocast
+        self.autocast, self.head = autocast, head
+        self.packed = False  # see models/packing.py
+
+    @property
+    def offers(self) -> Needs:
+        """All signals it can give."""
+        if self.head is None:
+            return frozenset({"logits", "chosen", "text"})
+        return frozenset({"logits", "chosen", "text", "projection"})
 
     @property
     def device(self) -> torch.device:
@@ -56,16 +68,16 @@ class CausalModel:
         return self.encoder.encode(sample)
 
     def collate(self, encodings: Sequence[Encoding]) -> View:
-        """Pad encodings into a batch."""
-        return self.encoder.collate(encodings)
+        """Pad encodings into a batch, or pack them where `packed` is on."""
+        return self.encoder.collate(encodings, packed=self.packed)
 
     def read(self, view: View, needs: Needs) -> Signals:
-        """Logits of the view's rows only: the head never sees a prompt or padding."""
+        """What is asked of the view's rows only: the head never sees a prompt or padding."""
+        if "projection" in needs:
+            return Signals(labels=view.labels, projection=self.at_head(view, lambda head: head))
         view = view.to(self.device)
-        with self._computing(), _rows_of_head(self.transformer, view.rows):
-            output: Any = self.module(
-                input_ids=view.ids, attention_mask=view.attend.long(), use_cache=False
-            )
+        with self._computing(), rows_of_head(self.transformer, view.rows):
+            output: Any = self.module(input_ids=view.ids, use_cache=False, **layout(view))
         logits: Tensor = output.logits
         chosen = None
         if "chosen" in needs:
@@ -74,6 +86,14 @@ class CausalModel:
         return Signals(
             labels=view.labels, logits=logits if "logits" in needs else None, chosen=chosen
         )
+
+    def at_head(self, view: View, use: Callable[[Projection], Answer]) -> Answer:
+        """Run up to the output head, let `use` take its place, and return what it returns."""
+        assert self.head is not None
+        view = view.to(self.device)
+        instead = instead_of_head(self.transformer, self.head, view.rows, self.autocast, use)
+        with self._computing(), instead:
+            return self.module(input_ids=view.ids, use_cache=False, **layout(view))
 
     @torch.no_grad()
     def speak(self, prompts: Sequence[Sample], sampling: Sampling) -> list[str]:
@@ -125,23 +145,14 @@ class CausalModel:
         return torch.autocast(self.device.type, dtype=self.autocast)
 
 
+def layout(view: View) -> dict[str, Tensor]:
+    """What a transformer must be told of a view besides its tokens.
+
+    Packed samples begin where positions start again. Padding needs no word: it is on the right, so
+    no token looks at it, and attention without a mask has faster kernels.
+    """
+    return {} if view.positions is None else {"position_ids": view.positions}
+
+
 SPEAK_BATCH = 64
 """Prompts that are continued together."""
-
-
-@contextmanager
-def _rows_of_head(transformer: Any, rows: Tensor) -> Iterator[None]:
-    """Let the output head see only `rows`: logits come out [n, v], never [b, t, v].
-
-    A hook on the head works for every architecture, keeps what the model does to its logits
-    afterwards (soft caps, scales), and runs inside the sharded module under FSDP.
-    """
-
-    def select(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        return (inputs[0].flatten(0, -2)[rows], *inputs[1:])
-
-    handle = transformer.get_output_embeddings().register_forward_pre_hook(select)
-    try:
-        yield
-    finally:
-        handle.remove()

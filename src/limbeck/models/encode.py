@@ -63,6 +63,7 @@ class Encoder:
             starts=starts[kept],
             ends=ends[kept],
             truncated=max(0, len(ids) - self.max_length),
+            name=sample.id,
         )
 
     def prompt_ids(self, prompt: Sample) -> list[int]:
@@ -74,8 +75,10 @@ class Encoder:
         ids = list(self.tokenizer("".join(turn.text for turn in turns))["input_ids"])
         return ids[:-1] if ids and ids[-1] == self.eos else ids
 
-    def collate(self, encodings: Sequence[Encoding]) -> View:
-        """Pad on the right to the longest of `encodings`."""
+    def collate(self, encodings: Sequence[Encoding], *, packed: bool = False) -> View:
+        """Pad on the right to the longest of `encodings`, or lay them end to end in one line."""
+        if packed:
+            return self._pack(encodings)
         width = max((len(encoding.ids) for encoding in encodings), default=0)
         shape = (len(encodings), width)
         ids = torch.full(shape, self.pad, dtype=torch.int64)
@@ -91,7 +94,27 @@ class Encoder:
             offsets[row, :length, 1] = torch.tensor(encoding.ends)
         learn[:, :1] = False  # nothing stands before the first token that could predict it
         rows = learn.flatten().nonzero().flatten() - 1
-        return View(ids=ids, attend=attend, offsets=offsets, rows=rows)
+        names = tuple(encoding.name for encoding in encodings)
+        return View(ids=ids, attend=attend, offsets=offsets, rows=rows, names=names)
+
+    def _pack(self, encodings: Sequence[Encoding]) -> View:
+        # A sample without tokens keeps its place in the count with one token of padding.
+        nothing = Encoding(ids=[self.pad], learn=[False], starts=[NO_OFFSET], ends=[NO_OFFSET])
+        parts = [encoding if encoding.ids else nothing for encoding in encodings]
+        positions = [place for part in parts for place in range(len(part.ids))]
+        places = torch.tensor(positions, dtype=torch.int64)
+        # Position 0 would be predicted from another sample's last token.
+        learn = torch.tensor([flag for part in parts for flag in part.learn]) & (places > 0)
+        starts = [start for part in parts for start in part.starts]
+        ends = [end for part in parts for end in part.ends]
+        return View(
+            ids=torch.tensor([[token for part in parts for token in part.ids]]),
+            attend=torch.tensor([[part is not nothing for part in parts for _ in part.ids]]),
+            offsets=torch.tensor([starts, ends]).T[None],
+            rows=learn.nonzero().flatten() - 1,
+            positions=places[None],
+            names=tuple(encoding.name for encoding in encodings),
+        )
 
     def _template(self, turns: Sequence[Turn], *, add_generation_prompt: bool) -> str:
         messages = [{"role": turn.role or "user", "content": turn.text} for turn in turns]

@@ -16,6 +16,7 @@ from limbeck.core.random import seeded
 from limbeck.core.specs import CausalStudent, LocalTeacher, Lora
 from limbeck.models.causal import CausalModel
 from limbeck.models.facts import config_of, origin_of, tokenizer_of
+from limbeck.models.head import head_of
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 Spec = CausalStudent | LocalTeacher
@@ -29,7 +30,13 @@ def load_teacher(spec: LocalTeacher, device: torch.device, max_length: int) -> C
     module.requires_grad_(False).eval()
     if spec.quantize is None:  # bitsandbytes has already placed a quantized one
         module.to(torch.device(spec.device) if spec.device else device)
-    return CausalModel(module, tokenizer_of(spec, {}), name=spec.name, max_length=max_length)
+    return CausalModel(
+        module,
+        tokenizer_of(spec, {}),
+        name=spec.name,
+        max_length=max_length,
+        head=head_of(module),
+    )
 
 
 def load_student(
@@ -56,13 +63,16 @@ def load_student(
             module.enable_input_require_grads()
     if spec.quantize is None:
         module.to(device)
+    head = head_of(module)
     if spec.compile:
         for layer in decoder_layers(module):
             layer.compile(dynamic=True)
     autocast = None if spec.dtype == "float32" else DTYPES[spec.dtype]
     name = spec.name or (f"{spec.from_}[{len(spec.layers or ())} layers]" if spec.from_ else "new")
     tokenizer = tokenizer_of(spec, teachers)
-    return CausalModel(module, tokenizer, name=name, max_length=spec.max_length, autocast=autocast)
+    return CausalModel(
+        module, tokenizer, name=name, max_length=spec.max_length, autocast=autocast, head=head
+    )
 
 
 def save_student(

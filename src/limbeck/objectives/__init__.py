@@ -1,5 +1,6 @@
 """Objectives: frozen values that bind a loss to the signals of student and teacher."""
 
+from limbeck.objectives.sparse import SparseKL
 from limbeck.objectives.token import (
     AdaptiveKL,
     CrossEntropy,
@@ -23,5 +24,6 @@ __all__ = [
     "SkewForwardKL",
     "SkewReverseKL",
     "SortedL1",
+    "SparseKL",
     "TotalVariation",
 ]

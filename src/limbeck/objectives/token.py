@@ -7,7 +7,8 @@ receive a gradient: teachers are read without.
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields
-from typing import Annotated, ClassVar
+from functools import partial
+from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
 from torch import Tensor
@@ -15,6 +16,8 @@ from torch import Tensor
 from limbeck import losses
 from limbeck.core.registry import register
 from limbeck.core.types import Needs, Signals, Unit
+from limbeck.losses import kernels
+from limbeck.losses.kernels import KERNELS, Kernel
 
 Temperature = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
@@ -40,8 +43,22 @@ class LogitObjective:
 
     def __call__(self, student: Signals, teacher: Signals) -> Tensor:
         """[n] losses."""
-        settings = {field.name: getattr(self, field.name) for field in fields(self)}
-        return type(self).loss(student.logits, teacher.logits, **settings)
+        return type(self).loss(
+            student.logits, teacher.logits, temperature=self.temperature, **self._settings
+        )
+
+    @property
+    def kernel(self) -> Kernel | None:
+        """The loss with its gradient, where it has one; see `losses/kernels.py`."""
+        found = KERNELS.get(type(self).loss)
+        if found is None or type(self).__call__ is not LogitObjective.__call__:
+            return None  # a subclass that computes something else
+        return partial(found, **self._settings)
+
+    @property
+    def _settings(self) -> dict[str, Any]:
+        names = [field.name for field in fields(self) if field.name != "temperature"]
+        return {name: getattr(self, name) for name in names}
 
 
 @register("objective", "forward_kl")
@@ -133,6 +150,7 @@ class CrossEntropy:
     needs: ClassVar[Needs] = frozenset()
     unit: ClassVar[Unit] = "token"
     shared_vocabulary: ClassVar[bool] = False
+    kernel: ClassVar[Kernel] = staticmethod(kernels.cross_entropy)
 
     def __call__(self, student: Signals, teacher: Signals) -> Tensor:
         """[n] losses; the teacher's signals are not looked at."""

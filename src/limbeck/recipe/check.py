@@ -1,21 +1,35 @@
 """What a recipe needs of the world: models that exist and fit each other. No weights are loaded."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
 
-from limbeck.core.errors import RecipeError
+from limbeck.core.errors import ModelError, RecipeError
 from limbeck.core.registry import kinds
+from limbeck.core.specs import CachedTeacher, model_of
 from limbeck.models.facts import ModelFacts, facts_of
 from limbeck.recipe.document import Document
 from limbeck.recipe.schema import Recipe
+from limbeck.teachers.remains import model_folder, remembered_facts
 
 
 @dataclass(frozen=True)
 class Facts:
-    """The models of a recipe, as far as they are known without weights."""
+    """The models of a recipe, as far as they are known without weights.
+
+    Attributes:
+        student: facts of the student.
+        teachers: facts of each teacher; of a cached one, those of the model behind it.
+        models: what to load of each teacher. Where a cache's model is gone, what the cache keeps
+            of it, which has a tokenizer and no weights.
+        gone: the teachers of which only a cache is left.
+    """
 
     student: ModelFacts
     teachers: Mapping[str, ModelFacts]
+    models: Mapping[str, Any]
+    gone: frozenset[str] = frozenset()
 
 
 def check(recipe: Recipe, document: Document | None = None) -> Facts:
@@ -23,15 +37,62 @@ def check(recipe: Recipe, document: Document | None = None) -> Facts:
 
     Raises:
         ModelError: a model is missing, unsafe or of an unknown kind.
-        RecipeError: an objective compares tokens of two different tokenizers, or a layer that is
-            to be kept does not exist.
+        RecipeError: an objective compares tokens of two different tokenizers, a layer that is to be
+            kept does not exist, or a cache would keep more tokens than there are.
     """
     document = document or Document({}, {})
+    teachers: dict[str, ModelFacts] = {}
+    models = {name: model_of(spec) for name, spec in recipe.teachers.items()}
+    gone: set[str] = set()
     try:
-        teachers = {name: facts_of(spec, {}) for name, spec in recipe.teachers.items()}
-        student = facts_of(recipe.student, recipe.teachers)
+        for name, spec in recipe.teachers.items():
+            try:
+                teachers[name] = facts_of(models[name], {})
+            except ModelError:
+                if not isinstance(spec, CachedTeacher) or Path(spec.of.name).expanduser().exists():
+                    raise
+                if (remembered := remembered_facts(spec)) is None:
+                    raise
+                teachers[name] = remembered
+                models[name] = replace(spec.of, name=str(model_folder(spec.path)), tokenizer=None)
+                gone.add(name)
+            _check_k(spec, teachers[name], name, document)
+        _check_origin(recipe, gone, document)
+        student = facts_of(recipe.student, models)
     except RecipeError as error:
         raise document.error(error.field, error.reason) from None
+    _check_vocabularies(recipe, student, teachers, document)
+    return Facts(student, teachers, models, frozenset(gone))
+
+
+def _check_k(spec: Any, facts: ModelFacts, name: str, document: Document) -> None:
+    """A cache can keep no more tokens than there are."""
+    if not isinstance(spec, CachedTeacher) or "sparse" not in spec.offers:
+        return
+    columns = facts.config.get_text_config().vocab_size
+    if spec.k > columns:
+        raise document.error(
+            f"teachers.{name}.k",
+            f"{spec.k:,} is more than the teacher's {columns:,} tokens; `keep: topk` with"
+            f" `k: {columns}` keeps all of them",
+        )
+
+
+def _check_origin(recipe: Recipe, gone: set[str], document: Document) -> None:
+    """A student cannot be cut from a teacher of which only a cache is left."""
+    origin = recipe.student.from_
+    if origin is not None and gone & {origin, *(recipe.teachers if origin == "teacher" else ())}:
+        name = next(iter(gone)) if origin == "teacher" else origin
+        raise document.error(
+            "student.from",
+            f"the weights of teacher {name!r} are gone ({recipe.teachers[name].of.name}); a cache"
+            " keeps none. Give the student a `name` or a `config`",
+        )
+
+
+def _check_vocabularies(
+    recipe: Recipe, student: ModelFacts, teachers: Mapping[str, ModelFacts], document: Document
+) -> None:
     for index, term in enumerate(recipe.terms):
         if term.teacher is None or not term.objective.shared_vocabulary:
             continue
@@ -47,4 +108,3 @@ def check(recipe: Recipe, document: Document | None = None) -> Facts:
                 f"{getattr(term.objective, 'kind', 'this objective')} compares them token by token;"
                 f" these would work: {', '.join(works)}",
             )
-    return Facts(student, teachers)

@@ -2,6 +2,7 @@
 
 import os
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from rich.syntax import Syntax
 from rich.table import Table
 from transformers import AutoModelForCausalLM
 
-from limbeck.core.specs import CausalStudent
+from limbeck.core.specs import CachedTeacher, CausalStudent
 from limbeck.models.load import with_adapters
 from limbeck.recipe.check import Facts, check
 from limbeck.recipe.document import Document
@@ -44,6 +45,7 @@ LOSS_COPIES = {
     "skew_forward_kl": 8,
     "skew_reverse_kl": 8,
     "sorted_l1": 8,
+    "sparse_kl": 5,
     "adaptive_kl": 10,
     "jensen_shannon": 12,
 }
@@ -96,6 +98,7 @@ class Plan:
                     *((n, f"{f.parameters:,}", "0") for n, f in self.facts.teachers.items()),
                 ],
             ),
+            *self._caches(),
             _table(
                 ("memory of a device", "estimate"),
                 [
@@ -107,6 +110,14 @@ class Plan:
             ),
             f"{train.steps:,} steps of {train.batch_tokens:,} tokens: {self.tokens:,} tokens",
         )
+
+    def _caches(self) -> list[Table]:
+        rows = [
+            (name, spec.path, f"{spec.keep}{_settings(spec)}", _on_disk(spec))
+            for name, spec in self.recipe.teachers.items()
+            if isinstance(spec, CachedTeacher)
+        ]
+        return [_table(("cached teacher", "folder", "keeps", "on disk"), rows)] if rows else []
 
     def _terms(self) -> Table:
         rows: list[tuple[str, ...]] = []
@@ -151,6 +162,8 @@ def plan(recipe: Recipe, document: Document | None = None, processes: int | None
         weights = whole * (QUANTIZED_BYTES[student.quantize] if student.quantize else 4)
     weights += trainable * STATE_BYTES
     for name, teacher in recipe.teachers.items():
+        if isinstance(teacher, CachedTeacher):  # it is loaded for evaluations, and not to train
+            continue
         each = (
             QUANTIZED_BYTES[teacher.quantize] if teacher.quantize else _stored(teacher, facts, name)
         )
@@ -181,7 +194,22 @@ def _logit_bytes(recipe: Recipe, facts: Facts) -> int:
     copies = max(LOSS_COPIES.get(kind, OTHER_COPIES) for kind in kinds) + len(kinds) - 1
     columns *= 1 + copies
     heard = {term.teacher for term in recipe.terms if term.teacher is not None}
-    return 4 * (columns + sum(facts.teachers[name].config.vocab_size for name in heard))
+    # The few tokens that a cache keeps of a row weigh nothing beside its logits.
+    whole = {name for name in heard if "logits" in recipe.teachers[name].offers}
+    return 4 * (columns + sum(facts.teachers[name].config.vocab_size for name in whole))
+
+
+def _settings(spec: CachedTeacher) -> str:
+    if "sparse" not in spec.offers:
+        return ""
+    return f", k {spec.k}" + (f", temperature {spec.temperature:g}" * (spec.temperature != 1))
+
+
+def _on_disk(spec: CachedTeacher) -> str:
+    files = [path for path in Path(spec.path).expanduser().rglob("*") if path.is_file()]
+    if not files:
+        return "nothing yet: limbeck cache RECIPE"
+    return _bytes(sum(path.stat().st_size for path in files))
 
 
 def _layer_floats(config: Any, checkpointing: bool) -> int:

@@ -148,6 +148,7 @@ class Arms:
 class TrainFigures:
     """What training took: tokens without padding, wall-clock seconds, peak memory of a device.
 
+    `padding_share` is the share of the positions that the student computed which held no token.
     `skipped_steps` had a non-finite loss or gradient; `truncated_tokens` did not fit the longest
     length; `dropped_samples` had nothing left to learn.
     """
@@ -156,6 +157,7 @@ class TrainFigures:
     tokens: int | None = None
     seconds: float | None = None
     tokens_per_second: float | None = None
+    padding_share: float | None = None
     peak_memory_bytes: int | None = None
     skipped_steps: int | None = None
     truncated_tokens: int | None = None
@@ -318,6 +320,7 @@ def make_report(
             tokens=state.tokens,
             seconds=state.seconds,
             tokens_per_second=state.tokens / state.seconds if state.seconds > 0 else None,
+            padding_share=1 - state.tokens / state.positions if state.positions else None,
             peak_memory_bytes=peak_memory_bytes,
             skipped_steps=state.skipped,
             truncated_tokens=batches.truncated_tokens,

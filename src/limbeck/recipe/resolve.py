@@ -21,8 +21,20 @@ from limbeck.recipe.schema import Price, Recipe, Term, Train
 
 DEFAULT_KINDS = {"student": "causal", "teacher": "local", "source": "dataset"}
 
-LAYOUT = ("accumulate", "parallel", "device", "save_every", "keep", "patience")
+LAYOUT = (
+    "accumulate",
+    "packing",
+    "parallel",
+    "device",
+    "save_every",
+    "keep",
+    "patience",
+    "profile",
+)
 """Settings of `train` that change how a run is laid out, not what it computes."""
+
+CACHE = "{kind: cache, path: FOLDER, of: {name: ...}, keep: sampled}"
+"""A teacher that offers what only a cache can."""
 
 Value = TypeVar("Value")
 
@@ -121,7 +133,8 @@ def to_mapping(recipe: Recipe) -> dict[str, Any]:
 
 def describe(value: Any) -> dict[str, Any]:
     """A value of a registered kind as a recipe writes it."""
-    return {"kind": value.kind, **_fields(value)}
+    parts = {part: describe(getattr(value, part)) for part in getattr(value, "parts", {})}
+    return {"kind": value.kind, **_fields(value), **parts}
 
 
 def describe_term(term: Term) -> dict[str, Any]:
@@ -180,6 +193,7 @@ def _fit_term(term: Term, path: str, recipe: Recipe, document: Document) -> Term
         raise document.error(f"{path}.teacher", f"no teacher {name!r}; {hint}")
     offers = recipe.teachers[name].offers
     if not needs <= offers:
+        missing = needs - offers
         works = [
             other
             for other, cls in kinds("objective").items()
@@ -187,10 +201,26 @@ def _fit_term(term: Term, path: str, recipe: Recipe, document: Document) -> Term
         ]
         raise document.error(
             f"{path}.objective",
-            f"{kind} needs {', '.join(sorted(needs - offers))}; teacher {name!r} offers "
-            f"{', '.join(sorted(offers))}. These would work: {', '.join(works)}",
+            f"{kind} needs {', '.join(sorted(missing))}; teacher {name!r} offers "
+            f"{', '.join(sorted(offers))}. These would work: {', '.join(works)}"
+            + (f"; or teachers.{name}: {CACHE}" if "sparse" in missing else ""),
         )
+    _fit_temperature(term, recipe.teachers[name], name, path, document)
     return replace(term, teacher=name)
+
+
+def _fit_temperature(term: Term, teacher: Any, name: str, path: str, document: Document) -> None:
+    """What was kept of a distribution at one temperature cannot serve another."""
+    if "sparse" not in term.objective.needs:
+        return
+    asked, kept = getattr(term.objective, "temperature", 1.0), teacher.temperature
+    if asked != kept:
+        raise document.error(
+            f"{path}.objective.temperature",
+            f"it is {asked}, but teacher {name!r} is kept at {kept}, which cannot serve another;"
+            f" set it to {kept}, or teachers.{name}.temperature to {asked} and make the cache"
+            " again",
+        )
 
 
 def _kind(slot: str, value: Any, path: str, document: Document) -> Any:
@@ -205,6 +235,9 @@ def _kind(slot: str, value: Any, path: str, document: Document) -> Any:
     if not isinstance(name, str) or name not in known:
         hint = did_you_mean(str(name), list(known))
         raise document.error(f"{path}.kind", f"no {slot} {name!r}; {hint}")
+    for part, inner in getattr(known[name], "parts", {}).items():
+        if part in given:
+            given[part] = _kind(inner, given[part], f"{path}.{part}", document)
     return _dataclass(known[name], given, path, document)
 
 

@@ -16,11 +16,16 @@ import torch
 
 from limbeck.core.errors import LimbeckError, RecipeError
 from limbeck.core.files import sweep, write_json, write_text
+from limbeck.core.protocols import Reader
+from limbeck.core.specs import CachedTeacher
 from limbeck.core.types import Sample, Turn
 from limbeck.evals import Agreement, Score, run_suite, tokens_per_second
+from limbeck.evals.reading import tell_once
 from limbeck.models.causal import CausalModel
 from limbeck.models.load import DTYPES, load_student, load_teacher, save_student
+from limbeck.models.packing import packing
 from limbeck.objectives import CrossEntropy
+from limbeck.recipe.cache import open_cache
 from limbeck.recipe.check import Facts, check
 from limbeck.recipe.document import Document, read
 from limbeck.recipe.plots import draw
@@ -33,6 +38,7 @@ from limbeck.train.listeners import Display, Evaluate, Interruption, Metrics
 from limbeck.train.loop import State, Trainer, trained_parameters
 from limbeck.train.mesh import Mesh, whole_state
 from limbeck.train.optim import LossScale, adamw, rate_factor
+from limbeck.train.profile import Profile
 
 log = logging.getLogger(__name__)
 
@@ -67,7 +73,7 @@ def run(
         stack.enter_context(claimed(out, resume, recipe, mesh))
         mesh.barrier()
         try:
-            return _Run(recipe, facts, out, mesh).go()
+            return _Run(recipe, facts, out, mesh, document).go()
         except torch.OutOfMemoryError as error:
             raise LimbeckError(
                 "out of memory: raise train.accumulate (now "
@@ -125,7 +131,14 @@ class Arm:
 class _Run:
     """The parts of one run, opened once and shared by its arms."""
 
-    def __init__(self, recipe: Recipe, facts: Facts, out: Path, mesh: Mesh) -> None:
+    def __init__(
+        self,
+        recipe: Recipe,
+        facts: Facts,
+        out: Path,
+        mesh: Mesh,
+        document: Document | None = None,
+    ) -> None:
         self.recipe, self.facts, self.out, self.mesh = recipe, facts, out, mesh
         # Data first: it is quick to check, and a wrong row should not cost the loading of weights.
         self.source = recipe.source.open(recipe.seed)
@@ -133,29 +146,33 @@ class _Run:
         self.holdout: list[Sample] = self.source.holdout
         for evaluation in recipe.evals:
             evaluation.check()
-        self.teachers = {
-            name: load_teacher(spec, mesh.device, recipe.student.max_length)
+        self.teachers: dict[str, Reader] = {
+            name: open_cache(recipe, facts, name, self.source, mesh.device, document)
+            if isinstance(spec, CachedTeacher)
+            else self.load_teacher(name)
             for name, spec in recipe.teachers.items()
         }
-        if mesh.parallel == "fsdp":
-            for teacher in self.teachers.values():
-                teacher.module = mesh.wrap(teacher.module, trains=False)
-        self.teacher = next(iter(self.teachers.values()), None)
+        self.first_teacher = next(iter(recipe.teachers), None)
+        self.visitor: CausalModel | None = None
 
     def go(self) -> Report:
         """Measure, train, measure, train the control, report."""
         if self.mesh.main:  # all that could be wrong with the recipe has been looked at by now
             write_text(self.out / "recipe.yaml", dump(self.recipe))
         scores: dict[str, dict[str, Score]] = {}
-        if self.teacher is not None:
-            scores["teacher"] = self.measured("teacher", self.teacher)
+        if self.first_teacher is not None:
+            scores["teacher"] = self.measured("teacher", None)
         student = self.new_student()
         scores["before"] = self.measured("before", student)
+        self.release()
         arm = self.train(student, self.recipe.terms, self.out, "distilling")
         self.save(arm.student)
         scores["after"] = self.measured("after", arm.student)
-        speeds = {"student": self.speed(arm.student), "teacher": self.speed(self.teacher)}
+        teacher = self.teacher() if self.recipe.evals else None
+        speeds = {"student": self.speed(arm.student), "teacher": self.speed(teacher)}
         if self.recipe.compare == "labels":
+            del teacher
+            self.release()
             terms = (Term(objective=CrossEntropy()),)
             control = self.train(self.new_student(), terms, self.out / "control", "labels only")
             scores["control"] = self.measured("control", control.student)
@@ -177,10 +194,45 @@ class _Run:
         self.mesh.barrier()
         return report
 
+    def load_teacher(self, name: str) -> CausalModel:
+        """The model behind a teacher."""
+        recipe, mesh = self.recipe, self.mesh
+        teacher = load_teacher(self.facts.models[name], mesh.device, recipe.student.max_length)
+        if mesh.parallel == "fsdp":
+            teacher.module = mesh.wrap(teacher.module, trains=False)
+        return teacher
+
+    def teacher(self) -> CausalModel | None:
+        """The first teacher as a model that can be asked anything; None where there is none.
+
+        That of a cache is loaded for a measurement and stays until `release`.
+        """
+        if self.first_teacher is None:
+            return None
+        teacher = self.teachers[self.first_teacher]
+        if isinstance(teacher, CausalModel):
+            return teacher
+        if self.first_teacher in self.facts.gone:
+            tell_once(
+                f"the weights of teacher {self.first_teacher!r} are gone; what needs them is not"
+                " measured"
+            )
+            return None
+        if self.visitor is None:
+            self.visitor = self.load_teacher(self.first_teacher)
+        return self.visitor
+
+    def release(self) -> None:
+        """Let go of the model behind a cache: training does not need it."""
+        if self.visitor is not None:
+            self.visitor = None
+            if self.mesh.device.type == "cuda":
+                torch.cuda.empty_cache()
+
     def new_student(self) -> CausalModel:
         """The student before training; the same weights each time."""
-        recipe = self.recipe
-        student = load_student(recipe.student, recipe.teachers, self.mesh.device, recipe.seed)
+        recipe, models = self.recipe, self.facts.models
+        student = load_student(recipe.student, models, self.mesh.device, recipe.seed)
         student.module = self.mesh.wrap(student.module, trains=True, compute=student.autocast)
         return student
 
@@ -221,6 +273,11 @@ class _Run:
             log.info("%s: going on from step %d", title, done)
         with ExitStack() as stack:
             listeners: list[Any] = []
+            models = [m for m in (student, *trainer.readers.values()) if isinstance(m, CausalModel)]
+            stack.enter_context(packing(train.packing, models))
+            if train.profile and mesh.main:
+                profile = Profile(folder / "profile", train.steps - done)
+                listeners.append(stack.enter_context(profile))
             if (curve := self.curve(student)) is not None:
                 listeners.append(Evaluate(curve, max(1, train.steps // CURVE_POINTS)))
             if mesh.main:
@@ -236,22 +293,33 @@ class _Run:
     def curve(self, student: CausalModel) -> Any:
         """Measures agreement on a few held-out samples, where there is a teacher to agree with."""
         few = self.holdout[:CURVE_SAMPLES]
-        if self.teacher is None or not few or self.teacher.vocabulary != student.vocabulary:
+        teacher = self.teachers.get(self.first_teacher or "")
+        # A cache knows the training rows alone, and its model is gone while the student trains.
+        if not isinstance(teacher, CausalModel) or not few:
+            return None
+        if teacher.vocabulary != student.vocabulary:
             return None
         return lambda: {
-            name: score.value
-            for name, score in Agreement().measure(student, self.teacher, few).items()
+            name: score.value for name, score in Agreement().measure(student, teacher, few).items()
         }
 
-    def measured(self, arm: str, model: CausalModel) -> dict[str, Score]:
-        """The evaluations' scores of one model; a resumed run does not measure again."""
+    def measured(self, arm: str, model: CausalModel | None) -> dict[str, Score]:
+        """The evaluations' scores of one model; a resumed run does not measure again.
+
+        None stands for the first teacher.
+        """
         path = self.out / "evals.json"
         asked = [describe(evaluation) for evaluation in self.recipe.evals]
         known: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
         if known.get("evals") != asked:  # a resume may ask for others
             known = {"evals": asked}
         if arm not in known:
-            scores = run_suite(self.recipe.evals, model, self.teacher, self.holdout)
+            asks = any(evaluation.needs_teacher for evaluation in self.recipe.evals)
+            teacher = self.teacher() if asks or (model is None and self.recipe.evals) else None
+            asked_of = model or teacher
+            scores: dict[str, Score] = {}
+            if asked_of is not None:
+                scores = run_suite(self.recipe.evals, asked_of, teacher, self.holdout)
             known[arm] = {name: score.to_json() for name, score in scores.items()}
             self.mesh.barrier()
             if self.mesh.main:
@@ -275,10 +343,11 @@ class _Run:
 
     def teacher_facts(self) -> Mapping[str, Any] | None:
         """Name and size of the first teacher."""
-        if self.teacher is None:
+        name = self.first_teacher
+        if name is None:
             return None
-        name = next(iter(self.recipe.teachers))
-        return {"name": self.teacher.name, "parameters": self.facts.teachers[name].parameters}
+        parameters = self.facts.teachers[name].parameters
+        return {"name": self.teachers[name].name, "parameters": parameters}
 
 
 def opening(sample: Sample) -> Sample:

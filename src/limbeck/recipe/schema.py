@@ -27,11 +27,14 @@ class Train:
         weight_decay: AdamW's, on matrices only.
         clip: largest gradient norm.
         accumulate: micro-batches of a step per process; raise it when memory runs out.
+        packing: `always` lays the samples of a micro-batch end to end in one line, without padding,
+            wherever the models keep them apart; `auto` does where that is also faster.
         parallel: with torchrun, `ddp` copies the model to each process, `fsdp` splits it.
         device: `auto`, `cpu`, `cuda` ...
         save_every: steps between checkpoints.
         keep: how many checkpoints stay.
         patience: non-finite steps in a row before the run stops.
+        profile: write where the time of a few early steps goes, in `profile/`.
     """
 
     steps: Positive = 500
@@ -42,11 +45,13 @@ class Train:
     weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.01
     clip: PositiveFloat = 1.0
     accumulate: Positive = 1
+    packing: Literal["auto", "always", "never"] = "auto"
     parallel: Literal["ddp", "fsdp"] = "ddp"
     device: str = "auto"
     save_every: Positive = 100
     keep: Positive = 2
     patience: Positive = 5
+    profile: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -70,6 +70,11 @@ class DatasetStream:
     def __len__(self) -> int:
         return len(self.rows)
 
+    @property
+    def training(self) -> Sequence[Sample]:
+        """Every sample of an epoch once, in the order of the rows; the stream does not move."""
+        return _Picked(self.samples, self.rows)
+
     def __iter__(self) -> Iterator[Sample]:
         return self
 
@@ -93,6 +98,21 @@ class DatasetStream:
     def _shuffled(self) -> torch.Tensor:
         generator = stream(self.seed, "data", self.epoch)
         return self.rows[torch.randperm(len(self.rows), generator=generator)]
+
+
+class _Picked(Sequence[Sample]):
+    """Some of a sequence's samples, read when they are asked for."""
+
+    def __init__(self, samples: Sequence[Sample], rows: torch.Tensor) -> None:
+        self.samples, self.rows = samples, rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return [self.samples[row] for row in self.rows[index].tolist()]
+        return self.samples[int(self.rows[index])]
 
 
 class _Samples(Sequence[Sample]):

@@ -74,7 +74,7 @@ class Checkpoints:
             record = {
                 "recipe": self.recipe,
                 "state": asdict(trainer.state),
-                "batches": trainer.batches.state_dict(),
+                "batches": trainer.preparation.state_dict(),
             }
             self._write(path, weights, moments, record)
             for old in sorted_checkpoints(self.folder)[self.keep :]:
@@ -141,7 +141,7 @@ class Checkpoints:
                     }
         state = dict(record["state"])
         trainer.state = State(**{**state, "scale": LossScale(**state["scale"])})
-        trainer.batches.load_state_dict(record["batches"])
+        trainer.preparation.load_state_dict(record["batches"])
 
 
 def _named_moments(trainer: Trainer) -> Iterator[tuple[str, Tensor]]:

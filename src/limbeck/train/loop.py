@@ -11,29 +11,37 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.profiler import record_function
 
-from limbeck.align.spans import alone, pair
 from limbeck.core.errors import DivergedError
 from limbeck.core.protocols import Reader
 from limbeck.core.random import seeded
 from limbeck.core.term import Term
-from limbeck.core.types import Needs, Pairing, View
-from limbeck.train.batches import Batches, Item
+from limbeck.core.types import Needs, Signals, View
+from limbeck.losses.projection import Projection
+from limbeck.train.batches import Batches
+from limbeck.train.loss import fits_chunks, over_head, over_signals
 from limbeck.train.mesh import Mesh
 from limbeck.train.optim import LossScale, gradient_norm
+from limbeck.train.prepare import MicroBatch, Preparation, needs_of
 
+PROJECTION: Needs = frozenset({"projection"})
 TINY = torch.finfo(torch.float32).tiny
 """Stands for a count of 0: a term without rows in a step contributes 0, not NaN."""
 
 
 class Student(Reader, Protocol):
-    """A reader whose module is trained."""
+    """A reader whose module is trained, and whose output head something else may stand in for."""
 
     module: nn.Module
+
+    def at_head(self, view: View, use: Callable[[Projection], tuple[Tensor, ...]]) -> Any:
+        """Run up to the output head, let `use` take its place, and return what it returns."""
+        ...
 
 
 @dataclass
@@ -61,21 +69,18 @@ class State:
     skipped: int = 0
     bad_in_a_row: int = 0
     tokens: int = 0
+    positions: int = 0  # tokens and padding
     seconds: float = 0.0
     scale: LossScale = field(default_factory=LossScale)
 
 
-@dataclass(frozen=True)
-class MicroBatch:
-    """What one forward pass works on: each participant's view, and each term's pairing."""
-
-    views: Mapping[str | None, View]  # None is the student
-    pairings: Sequence[Pairing]
-
-
 @dataclass
 class Trainer:
-    """All that a step touches. `rate` gives the learning rate at a step."""
+    """All that a step touches.
+
+    `rate` gives the learning rate at a step. `chunked` lets losses stand in the place of the
+    student's head where they can, so that no logits are made.
+    """
 
     student: Student
     readers: Mapping[str, Reader]
@@ -89,6 +94,7 @@ class Trainer:
     accumulate: int
     patience: int
     seed: int
+    chunked: bool = True
     listeners: Sequence[Listener] = ()
     state: State = field(default_factory=State)
 
@@ -96,6 +102,21 @@ class Trainer:
         self.parameters = [parameter for _, parameter in self.named_parameters()]
         owned = [term.objective for term in self.terms if isinstance(term.objective, nn.Module)]
         self.projectors = [parameter for module in owned for parameter in module.parameters()]
+        self.weights = torch.tensor([term.weight for term in self.terms], device=self.mesh.device)
+        self.heard_names = [n for n in self.readers if any(t.teacher == n for t in self.terms)]
+        self.at_head = (
+            self.chunked and "projection" in self.student.offers and fits_chunks(self.terms)
+        )
+        self.preparation = Preparation(
+            self.student,
+            {name: self.readers[name] for name in self.heard_names},
+            self.terms,
+            self.batches,
+            rank=self.mesh.rank,
+            processes=self.mesh.size,
+            accumulate=self.accumulate,
+            pin=self.mesh.device.type == "cuda",
+        )
 
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """All that trains, by names that do not depend on how the student is wrapped."""
@@ -121,18 +142,18 @@ class Trainer:
                     "train.learning_rate, or look at the rows of these steps"
                 )
 
+    @record_function("limbeck.step")
     def step(self) -> dict[str, float]:
         """One optimizer step; returns its figures."""
         began = time.perf_counter()
         state, mesh = self.state, self.mesh
-        mine = self.batches.next(mesh.size * self.accumulate)
-        mine = mine[mesh.rank * self.accumulate : (mesh.rank + 1) * self.accumulate]
-        micros = [self.prepare(items) for items in mine]
+        micros = self.preparation.next(more=state.step + 1 < self.steps)
         counts = torch.stack([torch.stack([p.weight.sum() for p in m.pairings]) for m in micros])
-        # A copy that only keeps a rank busy has weight 0.
-        tokens = sum(len(i.encoding.ids) for items in mine for i in items if i.sample.weight > 0)
-        totals = mesh.sum(torch.cat([counts.sum(0), torch.tensor([float(tokens)])]).to(mesh.device))
-        counts = totals[:-1]
+        tokens = sum(micro.tokens for micro in micros)
+        positions = sum(micro.views[None].ids.numel() for micro in micros)
+        layout = torch.tensor([float(tokens), float(positions)])
+        totals = mesh.sum(torch.cat([counts.sum(0), layout]).to(mesh.device))
+        counts = totals[:-2]
         sums = torch.zeros(len(self.terms), device=mesh.device)
         with seeded(self.seed, "dropout", state.step, mesh.rank):
             for index, micro in enumerate(micros):
@@ -141,12 +162,14 @@ class Trainer:
                     sums += self.forward_backward(micro, counts)
         mesh.average_gradients(self.projectors)
         losses = mesh.sum(sums) / counts.clamp(min=TINY)
-        weights = torch.tensor([term.weight for term in self.terms], device=mesh.device)
-        loss = float((losses * weights).sum())
+        loss = float((losses * self.weights).sum())
         rate = self.rate(state.step)
-        norm = self.update(loss, rate)
+        with record_function("limbeck.update"):
+            norm = self.update(loss, rate)
         state.step += 1
-        state.tokens += int(totals[-1])
+        tokens, positions = int(totals[-2]), int(totals[-1])
+        state.tokens += tokens
+        state.positions += positions
         state.seconds += time.perf_counter() - began
         return {
             "loss": loss,
@@ -155,60 +178,44 @@ class Trainer:
                 for term, value in zip(self.terms, losses.tolist(), strict=True)
             },
             "tokens": state.tokens,
+            "padding": 1 - tokens / positions,
             "seconds": state.seconds,
             "learning_rate": rate,
             "grad_norm": norm,
             "skipped": state.skipped,
         }
 
-    def prepare(self, items: Sequence[Item]) -> MicroBatch:
-        """Views and pairings of a micro-batch; no model has run yet."""
-        samples = [item.sample for item in items]
-        view = self.student.collate([item.encoding for item in items])
-        views: dict[str | None, View] = {None: view}
-        plain = not any(sample.privileged for sample in samples)
-        for name, reader in self.readers.items():
-            if plain and reader.vocabulary == self.student.vocabulary:
-                views[name] = view  # the same tokenizer says the same: encode once
-            else:
-                views[name] = reader.collate([reader.encode(sample) for sample in samples])
-        pairings: list[Pairing] = []
-        for term in self.terms:
-            weights = [s.weight if term.channel in (None, s.channel) else 0.0 for s in samples]
-            if term.teacher is None:
-                pairings.append(alone(view, weights))
-                continue
-            same = self.readers[term.teacher].vocabulary == self.student.vocabulary
-            unit = term.objective.unit
-            pairings.append(
-                pair(view, views[term.teacher], weights, same_vocabulary=same, unit=unit)
-            )
-        return MicroBatch(views, pairings)
-
     def forward_backward(self, micro: MicroBatch, counts: Tensor) -> Tensor:
         """One forward pass of every participant, one backward pass; returns each term's sum."""
-        asks: Needs = frozenset().union(*(term.objective.asks for term in self.terms))
-        heard = {}
+        terms, device, view = self.terms, self.mesh.device, micro.views[None]
+        pairings = [pairing.to(device) for pairing in micro.pairings]
+        factors = self.weights / counts.clamp(min=TINY)
+        with record_function("limbeck.teacher"):
+            heard = {name: self.listen(name, micro).to(device) for name in self.heard_names}
+        with record_function("limbeck.student"):
+            if self.at_head:
+                labels = view.labels.to(device)
+                total, sums = self.student.at_head(
+                    view, lambda head: over_head(head, labels, terms, pairings, factors, heard)
+                )
+            else:
+                asks: Needs = frozenset[Any]().union(*(term.objective.asks for term in terms))
+                said = self.student.read(view, asks)
+                total, sums = over_signals(said, terms, pairings, factors, heard)
+        with record_function("limbeck.backward"):
+            # DDP and FSDP average gradients over ranks; the sum over ranks is what is wanted.
+            (total * (self.mesh.size * self.state.scale.value)).backward()
+        return sums
+
+    def listen(self, name: str, micro: MicroBatch) -> Signals:
+        """What one teacher says; without logits where hidden states and head will do."""
+        if name in micro.heard:
+            return micro.heard[name]
+        reader, needs = self.readers[name], needs_of(self.terms, name)
+        if self.at_head and "projection" in reader.offers and "logits" in needs:
+            needs = needs - {"logits"} | PROJECTION
         with torch.no_grad():
-            for name, reader in self.readers.items():
-                mine = [term.objective.needs for term in self.terms if term.teacher == name]
-                if mine:
-                    signals = reader.read(micro.views[name], frozenset().union(*mine))
-                    heard[name] = signals.to(self.mesh.device)
-        student = self.student.read(micro.views[None], asks)
-        total = torch.zeros((), device=self.mesh.device)
-        sums: list[Tensor] = []
-        for term, pairing, count in zip(self.terms, micro.pairings, counts, strict=True):
-            pairing = pairing.to(self.mesh.device)
-            teacher = heard[term.teacher].select(pairing.teacher) if term.teacher else student
-            rows = term.objective(student.select(pairing.student), teacher)
-            # Not just a product: a row that does not count may be infinite, and 0 * inf is NaN.
-            summed = (pairing.weight * torch.where(pairing.weight > 0, rows, 0.0)).sum()
-            sums.append(summed.detach())
-            total = total + term.weight * summed / count.clamp(min=TINY)
-        # DDP and FSDP average gradients over ranks; the sum over ranks is what is wanted.
-        (total * (self.mesh.size * self.state.scale.value)).backward()
-        return torch.stack(sums)
+            return reader.read(micro.views[name], needs)
 
     def update(self, loss: float, rate: float) -> float:
         """Clip and step; skip and count where loss or gradient is not finite. Returns the norm."""

@@ -69,9 +69,10 @@ class Mesh:
         )
         for layer in decoder_layers(module):
             fully_shard(layer, mp_policy=policy)
-        # By default the outermost part would stay whole after an evaluation's forward pass, and
-        # the optimizer and checkpoints would then take hold of the wrong parameters.
-        return fully_shard(module, mp_policy=policy, reshard_after_forward=True)
+        # If the outermost part of a student stayed whole after an evaluation's forward pass, the
+        # optimizer and checkpoints would take hold of the wrong parameters. That of a teacher does
+        # stay, because it has the output head, which the loss reads after the forward pass.
+        return fully_shard(module, mp_policy=policy, reshard_after_forward=trains)
 
     @contextmanager
     def accumulating(self, module: nn.Module, *, last: bool) -> Iterator[None]:

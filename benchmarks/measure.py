@@ -1,0 +1,179 @@
+"""How the scripts here measure: fresh processes, peak memory, and the machine's matmul rate.
+
+Linux only: peak memory is the kernel's own count (VmHWM), reset through /proc/self/clear_refs.
+"""
+
+import ctypes
+import gc
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+MARK = "RESULT "
+"""Starts the line on which a worker prints its figures."""
+
+LONG_SECONDS = 20.0
+"""A call that takes longer is timed once, others at least three times."""
+
+BUFFER_BYTES = 2 << 30
+"""Products whose logits need more than this are measured in chunks of rows."""
+
+CHUNK_ROWS = 2048
+
+
+def in_fresh_process(script: str, job: dict[str, Any], timeout_seconds: float) -> dict[str, Any]:
+    """Run `script --worker JOB` with one thread; its figures, or `{"error": why}`.
+
+    The peers' own downloads, progress bars and compile workers are switched off.
+    """
+    settings = {
+        "OMP_NUM_THREADS": "1",
+        "MKL_NUM_THREADS": "1",
+        "TORCHINDUCTOR_COMPILE_THREADS": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+        "HF_HUB_OFFLINE": "1",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
+        "TRL_EXPERIMENTAL_SILENCE": "1",
+        "CUDA_VISIBLE_DEVICES": "",
+    }
+    command = [sys.executable, script, "--worker", json.dumps(job)]
+    try:
+        done = subprocess.run(
+            command,
+            env={**os.environ, **settings},
+            capture_output=True,
+            text=True,
+            timeout=timeout_seconds,
+        )
+    except subprocess.TimeoutExpired:
+        return {"error": f"stopped after {timeout_seconds:.0f} s"}
+    for line in done.stdout.splitlines():
+        if line.startswith(MARK):
+            return json.loads(line.removeprefix(MARK))
+    said = done.stderr.strip().splitlines() or ["no message"]
+    return {"error": f"exit {done.returncode}: {said[-1][:300]}"}
+
+
+def answer(figures: dict[str, Any]) -> None:
+    """Print a worker's figures where `in_fresh_process` finds them."""
+    print(MARK + json.dumps(figures), flush=True)
+
+
+def status_bytes(field: str) -> int:
+    """A field of /proc/self/status, such as `VmRSS` (resident now) or `VmHWM` (its peak)."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(f"{field}:"):
+            return int(line.split()[1]) * 1024
+    raise KeyError(field)
+
+
+def give_back_memory() -> None:
+    """Return what is free to the system, or it would hide the next call's need of it."""
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
+
+
+class PeakMemory:
+    """`with PeakMemory() as memory:` then `memory.extra_bytes` above what stood before."""
+
+    def __enter__(self) -> "PeakMemory":
+        give_back_memory()
+        self.before_bytes = status_bytes("VmRSS")
+        Path("/proc/self/clear_refs").write_text("5")
+        self.extra_bytes = 0
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.extra_bytes = status_bytes("VmHWM") - self.before_bytes
+
+
+@dataclass
+class Times:
+    """Wall-clock seconds of calls, and the processor's share of them.
+
+    With one thread a share below 1 is time spent waiting for a core that someone else had: what
+    was measured then is too slow. (More than 1 would mean more than one thread.)
+    """
+
+    seconds: list[float] = field(default_factory=list[float])
+    processor_seconds: float = 0.0
+
+    def add(self, call: Callable[[], Any]) -> None:
+        """Time one call."""
+        began, worked = time.perf_counter(), time.process_time()
+        result = call()
+        self.seconds.append(time.perf_counter() - began)
+        self.processor_seconds += time.process_time() - worked
+        del result
+
+    @property
+    def processor_share(self) -> float:
+        """1 on a quiet machine."""
+        return self.processor_seconds / sum(self.seconds)
+
+
+def times_of(call: Callable[[], Any], clear: Callable[[], None]) -> tuple[Times, PeakMemory]:
+    """Times of repeated calls, and the memory of the first of them; `clear` drops gradients.
+
+    Call it once before, to warm up. Seven calls where they are quick, three where they are not,
+    one where it takes longer than `LONG_SECONDS`.
+    """
+    times, memory = Times(), PeakMemory()
+    clear()
+    with memory:
+        times.add(call)
+    first = times.seconds[0]
+    repeats = 7 if first < 2 else 5 if first < 5 else 3 if first < LONG_SECONDS else 1
+    while len(times.seconds) < repeats:
+        clear()
+        times.add(call)
+    clear()
+    return times, memory
+
+
+def operations(rows: int, vocabulary: int, student_width: int, teacher_width: int) -> int:
+    """Floating-point operations of both projections and the student's two gradients."""
+    return rows * vocabulary * (2 * (teacher_width + student_width) + 4 * student_width)
+
+
+def matmul_rate(student: Any, head: Any, teacher: Any, teacher_head: Any) -> float:
+    """Operations a second of exactly the four products, and nothing else.
+
+    At full shape, or in chunks of rows where a buffer of logits would not fit. The buffer is
+    there beforehand: what a product costs, not what its memory costs.
+    """
+    import torch
+
+    rows, vocabulary = student.shape[0], head.shape[0]
+    chunk = rows
+    if rows * vocabulary * student.element_size() > BUFFER_BYTES:
+        chunk = min(rows, CHUNK_ROWS)
+    logits = torch.zeros(chunk, vocabulary, dtype=head.dtype)
+    hidden_gradient = torch.zeros_like(student[:chunk])
+    head_gradient = torch.zeros_like(head)
+    seconds = 0.0
+    with torch.no_grad():
+        for warm in (True, False):
+            for first in range(0, chunk if warm else rows, chunk):
+                x, y = student[first : first + chunk], teacher[first : first + chunk]
+                began = time.perf_counter()
+                out = logits[: len(x)]
+                torch.mm(y, teacher_head.T, out=out)
+                torch.mm(x, head.T, out=out)
+                torch.mm(out, head, out=hidden_gradient[: len(x)])
+                torch.mm(out.T, x, out=head_gradient)
+                seconds += 0.0 if warm else time.perf_counter() - began
+    return operations(rows, vocabulary, student.shape[1], teacher.shape[1]) / seconds

@@ -1,0 +1,98 @@
+"""The README's tables, from the figures in `benchmarks/results/`.
+
+    python benchmarks/table.py
+
+prints what `fused_loss.py`, `train_step.py` and `loss_scaling.py` wrote, as Markdown.
+"""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).with_name("results")
+
+SHORT = {"float32": "fp32", "bfloat16": "bf16"}
+
+
+def markdown(header: list[str], rows: list[list[str]]) -> str:
+    """A table."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def fused_loss_table(results: dict[str, Any]) -> str:
+    """Implementations down, cases across: share of the matmul rate, and extra memory."""
+    from implementations import IMPLEMENTATIONS
+
+    tables: list[str] = []
+    for divergence, title in (("forward_kl", "KL"), ("jensen_shannon", "Jensen-Shannon")):
+        rows = [row for row in results["rows"] if row["case"]["divergence"] == divergence]
+        cases = []
+        for row in rows:
+            if row["case"] not in cases:
+                cases.append(row["case"])
+        if not cases:
+            continue
+        cases.sort(key=lambda c: (c["rows"], c["vocabulary"], c["dtype"] == "bfloat16"))
+        found = {(str(row["case"]), row["implementation"]): row for row in rows}
+        lines = [
+            [what.title, *(_loss_cell(found.get((str(case), name))) for case in cases)]
+            for name, what in IMPLEMENTATIONS.items()
+            if any((str(case), name) in found for case in cases)
+        ]
+        header = [f"{c['rows']:,} x {c['vocabulary']:,} {SHORT[c['dtype']]}" for c in cases]
+        tables.append(markdown([title, *header], lines))
+    return "\n\n".join(tables)
+
+
+def _loss_cell(row: dict[str, Any] | None) -> str:
+    if row is None:
+        return "-"
+    if "seconds" not in row:
+        return row.get("left_out") or "failed"
+    cell = f"{row['share_of_matmul_rate']:.0%}, {row['extra_bytes'] / 1e6:,.0f} MB"
+    cell += f", {row['median_seconds']:.1f} s"
+    return cell if row["agrees"] else f"{cell} (inexact)"
+
+
+def train_step_table(results: dict[str, Any]) -> str:
+    """Trainers down, vocabularies across: steps a second, and the process's peak memory."""
+    from trainers import TRAINERS
+
+    sizes = sorted({row["size"]["vocabulary"] for row in results["rows"]})
+    found = {(row["trainer"], row["size"]["vocabulary"]): row for row in results["rows"]}
+    lines = [
+        [title, *(_step_cell(found.get((name, size))) for size in sizes)]
+        for name, (title, _) in TRAINERS.items()
+        if any((name, size) in found for size in sizes)
+    ]
+    return markdown(["trainer", *(f"V = {size:,}" for size in sizes)], lines)
+
+
+def _step_cell(row: dict[str, Any] | None) -> str:
+    if row is None:
+        return "-"
+    if "steps_per_second" not in row or "error" in row:
+        return row.get("left_out") or "failed"
+    rate = row["steps_per_second"]
+    return f"{rate:.{0 if rate > 10 else 2}f} steps/s, {row['peak_bytes'] / 1e6:,.0f} MB"
+
+
+TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
+    "fused_loss": fused_loss_table,
+    "train_step": train_step_table,
+}
+
+
+def main() -> None:
+    """Print every table whose figures are there."""
+    for name, table in TABLES.items():
+        path = RESULTS / f"{name}.json"
+        if path.exists():
+            results = json.loads(path.read_text())
+            print(f"## {name} ({results['environment']['date']})\n\n{table(results)}\n")
+
+
+if __name__ == "__main__":
+    main()

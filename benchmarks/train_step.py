@@ -1,0 +1,144 @@
+"""Whole training steps, TRL's trainers and limbeck's: steps a second and peak memory.
+
+    python benchmarks/train_step.py                 # everything; about ten minutes
+    python benchmarks/train_step.py --quick         # a few steps of V = 1,000, nothing written
+    python benchmarks/train_step.py --vocabulary 1000 --trainer trl-gkd --trainer limbeck --update
+
+Random Llama models of two layers, teacher of width 64 and student of width 32, and the same rows
+for all, 4 a step, none of them padded: with heads of V = 1,000, 24 tokens of prompt and 40 of
+completion; with V = 151,936, 92 and 112, so that 448 are learnt.
+Each trainer runs in a fresh process with one thread. Time is wall clock from the end of one step
+to the end of the next, with data, logging and optimizer, after a warm-up; reported are steps over
+seconds, and by the median step (which a disturbed second does not move). Memory is the peak
+resident size of the whole process, imports included. `trainers.py` says what is set.
+
+Trainers that are not installed (`benchmarks/requirements.txt`) are left out, and it says so.
+"""
+
+import argparse
+import json
+import resource
+import statistics
+import sys
+import tempfile
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from environment import environment, load, now
+from measure import answer, in_fresh_process
+from table import train_step_table
+from train_material import Size, write_material
+from trainers import SEQUENCES, TRAINERS, Clock
+
+RESULTS = Path(__file__).with_name("results") / "train_step.json"
+
+SIZES = [
+    Size(vocabulary=1000, prompt=24, completion=40, warm_up=50, steps=1000),
+    Size(vocabulary=151_936, prompt=92, completion=112, warm_up=2, steps=6),
+]
+
+QUICK = replace(SIZES[0], warm_up=5, steps=20)
+
+TIMEOUT_SECONDS = 900.0
+
+
+def measure_trainer(trainer: str, folder: Path, size: Size) -> dict[str, Any]:
+    """Train in this process; `folder` holds models and rows."""
+    import torch
+
+    torch.set_num_threads(1)
+    clock, warm_up, steps = Clock(), size.warm_up, size.steps
+    title, make = TRAINERS[trainer]
+    try:
+        made = make(folder, size, clock)
+    except ImportError as error:
+        return {"left_out": f"not installed: {error}"}
+    made.train()
+    times = clock.times[warm_up - 1 : warm_up + steps]
+    each = [end - begin for begin, end in zip(times, times[1:], strict=False)]
+    if len(each) != steps:
+        return {"error": f"{title}: {len(clock.times)} steps seen, {warm_up + steps} asked for"}
+    worked = clock.processor_times[warm_up - 1 : warm_up + steps]
+    positions = clock.positions[warm_up : warm_up + steps]
+    return {
+        "steps": steps,
+        "seconds": sum(each),
+        "steps_per_second": steps / sum(each),
+        "median_step_seconds": statistics.median(each),
+        "processor_share": (worked[-1] - worked[0]) / sum(each),
+        "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "positions_per_step": [min(positions), max(positions)],
+    }
+
+
+def run_one(trainer: str, size: Size, folder: Path) -> dict[str, Any]:
+    """One row of the results, in a fresh process and folder."""
+    row = {"trainer": trainer, "size": asdict(size), "date": now(), "load": load()}
+    job = {"trainer": trainer, "folder": str(folder), "size": asdict(size)}
+    found = {**row, **in_fresh_process(__file__, job, TIMEOUT_SECONDS)}
+    expected = SEQUENCES * (size.prompt + size.completion)
+    if found.get("positions_per_step", [expected] * 2) != [expected] * 2:
+        found["error"] = f"saw {found['positions_per_step']} positions a step, not {expected}"
+    return found
+
+
+def arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--trainer", action="append", choices=list(TRAINERS))
+    parser.add_argument(
+        "--vocabulary", action="append", type=int, choices=[size.vocabulary for size in SIZES]
+    )
+    parser.add_argument("--quick", action="store_true", help="few steps, V = 1,000, not written")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="the JSON file")
+    parser.add_argument("--update", action="store_true", help="keep its other rows")
+    parser.add_argument("--worker", help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+def say(row: dict[str, Any]) -> None:
+    """One line of progress."""
+    head = f"V={row['size']['vocabulary']:>7,} {row['trainer']:18}"
+    if "steps_per_second" not in row or "error" in row:
+        print(f"{head} {row.get('left_out') or row.get('error')}", flush=True)
+        return
+    print(
+        f"{head} {row['steps_per_second']:8.2f} steps/s "
+        f"(median step {row['median_step_seconds'] * 1e3:,.1f} ms) "
+        f"peak {row['peak_bytes'] / 1e6:,.0f} MB, a core for {row['processor_share']:.0%}",
+        flush=True,
+    )
+
+
+def main() -> int:
+    """Run what is asked for, write it down after each row, and print the table."""
+    options = arguments()
+    if options.worker:
+        job = json.loads(options.worker)
+        answer(measure_trainer(job["trainer"], Path(job["folder"]), Size(**job["size"])))
+        return 0
+    rows: list[dict[str, Any]] = []
+    if options.update and options.out.exists():
+        rows = json.loads(options.out.read_text())["rows"]
+    results = {"environment": environment(), "rows": rows}
+    asked = options.vocabulary or [size.vocabulary for size in SIZES]
+    for size in [QUICK] if options.quick else [s for s in SIZES if s.vocabulary in asked]:
+        for trainer in options.trainer or list(TRAINERS):
+            with tempfile.TemporaryDirectory() as folder:
+                write_material(Path(folder), size, SEQUENCES * (size.warm_up + size.steps + 32))
+                row = run_one(trainer, size, Path(folder))
+            say(row)
+            key = (trainer, row["size"])
+            rows[:] = [r for r in rows if (r["trainer"], r["size"]) != key] + [row]
+            if not options.quick:
+                options.out.parent.mkdir(exist_ok=True)
+                options.out.write_text(json.dumps(results, indent=1) + "\n")
+    print("\n" + train_step_table(results))
+    return 1 if any("error" in row for row in rows) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
