@@ -6,13 +6,19 @@
 
 Each (case, implementation) runs in a fresh process with one thread. A case is N rows, V
 vocabulary entries, a dtype and a divergence; the student's width is 512, the teacher's 1,024.
-After a warm-up at full shape the call is timed (seven times to once, by its length), and reported
-are the median and the least seconds; the share of the matmul rate, which is
-2NV(dt + ds) + 4NV ds operations over the median, divided by the rate of exactly those products in
-the same process just before and just after; and the peak of resident memory above what stood
-before the call, in MB of 10^6 bytes, the gradients of the student's hidden state and head
-included. The N rows are 64 distinct ones over and over, so that value and gradients of the whole
-call can be held to a float64 computation of 64 rows; every process does that.
+After a warm-up at full shape the call is timed (seven times to once, by its length). Reported are
+
+- the median and the least seconds;
+- the share of the matmul rate: 2NV(dt + ds) + 4NV ds operations over the median, divided by the
+  rate of exactly those products in the same process, the mean of just before and just after. Also
+  by processor time, which stands still while another process has the core: where the two differ,
+  the machine was busy;
+- the peak of resident memory above what stood before the call, in MB of 10^6 bytes, the gradients
+  of the student's hidden state and head included.
+
+The N rows are 64 distinct ones over and over, so that value and gradients of the whole call can be
+held to a float64 computation of 64 rows; every process does that, and a row that disagrees is
+marked and makes the exit code 1.
 
 Peers that are not installed (`benchmarks/requirements.txt`) are left out, and the output says so;
 so is what would need more than 18 GiB.
@@ -109,7 +115,7 @@ def measure_case(case: Case, implementation: str) -> dict[str, Any]:
     try:
         loss = IMPLEMENTATIONS[implementation].make(case.divergence)
     except ImportError as error:
-        return {"left_out": f"not installed: {error}"}
+        return {"left_out": "not installed", "missing": str(error)}
     tensors = make_tensors(case)
     student, head, teacher, teacher_head = tensors
 
@@ -133,16 +139,18 @@ def measure_case(case: Case, implementation: str) -> dict[str, Any]:
     errors = errors_of(case, tensors, float(value))
     clear()
     after = matmul_rate(*tensors)
-    median = statistics.median(times.seconds)
+    median = statistics.median(times.wall)
+    worked = statistics.median(times.processor)
     flops = operations(case.rows, case.vocabulary, STUDENT_WIDTH, TEACHER_WIDTH)
     return {
-        "seconds": times.seconds,
+        "seconds": times.wall,
         "median_seconds": median,
-        "least_seconds": min(times.seconds),
+        "least_seconds": min(times.wall),
         "processor_share": times.processor_share,
-        "matmul_rate_before": before,
-        "matmul_rate_after": after,
-        "share_of_matmul_rate": flops / median / ((before + after) / 2),
+        "matmul_rate_before": before.wall,
+        "matmul_rate_after": after.wall,
+        "share_of_matmul_rate": flops / median / ((before.wall + after.wall) / 2),
+        "share_by_processor_time": flops / worked / ((before.processor + after.processor) / 2),
         "extra_bytes": memory.extra_bytes,
         "retained_bytes": retained,
         "value": float(value),
@@ -233,7 +241,8 @@ def say(case: Case, row: dict[str, Any]) -> None:
     share, extra = row["share_of_matmul_rate"], row["extra_bytes"] / 1e6
     print(
         f"{head} {row['median_seconds']:8.2f} s (least {row['least_seconds']:.2f}) "
-        f"{share:5.0%} {extra:7,.0f} MB  {remarks(row)}",
+        f"{share:5.0%} ({row['share_by_processor_time']:.0%} by processor time) "
+        f"{extra:7,.0f} MB  {remarks(row)}",
         flush=True,
     )
 

@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -28,10 +29,13 @@ BUFFER_BYTES = 2 << 30
 CHUNK_ROWS = 2048
 
 
-def in_fresh_process(script: str, job: dict[str, Any], timeout_seconds: float) -> dict[str, Any]:
+def in_fresh_process(
+    script: str, job: dict[str, Any], timeout_seconds: float, cores: int | None = None
+) -> dict[str, Any]:
     """Run `script --worker JOB` with one thread; its figures, or `{"error": why}`.
 
-    The peers' own downloads, progress bars and compile workers are switched off.
+    The peers' own downloads, progress bars and compile workers are switched off. With `cores` the
+    process and all it starts share so many cores; by default they may use any.
     """
     settings = {
         "OMP_NUM_THREADS": "1",
@@ -52,6 +56,7 @@ def in_fresh_process(script: str, job: dict[str, Any], timeout_seconds: float) -
             capture_output=True,
             text=True,
             timeout=timeout_seconds,
+            preexec_fn=None if cores is None else partial(keep_to, cores),
         )
     except subprocess.TimeoutExpired:
         return {"error": f"stopped after {timeout_seconds:.0f} s"}
@@ -60,6 +65,11 @@ def in_fresh_process(script: str, job: dict[str, Any], timeout_seconds: float) -
             return json.loads(line.removeprefix(MARK))
     said = done.stderr.strip().splitlines() or ["no message"]
     return {"error": f"exit {done.returncode}: {said[-1][:300]}"}
+
+
+def keep_to(cores: int) -> None:
+    """Let this process and its children run on the last `cores` cores only."""
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[-cores:])
 
 
 def answer(figures: dict[str, Any]) -> None:
@@ -102,27 +112,27 @@ class PeakMemory:
 
 @dataclass
 class Times:
-    """Wall-clock seconds of calls, and the processor's share of them.
+    """What calls took, by the wall clock and by the processor's own count, seconds.
 
-    With one thread a share below 1 is time spent waiting for a core that someone else had: what
-    was measured then is too slow. (More than 1 would mean more than one thread.)
+    With one thread the two are the same, unless the process waited for a core that someone else
+    had: what the wall clock says then is too much. (Less would mean more than one thread.)
     """
 
-    seconds: list[float] = field(default_factory=list[float])
-    processor_seconds: float = 0.0
+    wall: list[float] = field(default_factory=list[float])
+    processor: list[float] = field(default_factory=list[float])
 
     def add(self, call: Callable[[], Any]) -> None:
         """Time one call."""
         began, worked = time.perf_counter(), time.process_time()
         result = call()
-        self.seconds.append(time.perf_counter() - began)
-        self.processor_seconds += time.process_time() - worked
+        self.wall.append(time.perf_counter() - began)
+        self.processor.append(time.process_time() - worked)
         del result
 
     @property
     def processor_share(self) -> float:
         """1 on a quiet machine."""
-        return self.processor_seconds / sum(self.seconds)
+        return sum(self.processor) / sum(self.wall)
 
 
 def times_of(call: Callable[[], Any], clear: Callable[[], None]) -> tuple[Times, PeakMemory]:
@@ -135,9 +145,9 @@ def times_of(call: Callable[[], Any], clear: Callable[[], None]) -> tuple[Times,
     clear()
     with memory:
         times.add(call)
-    first = times.seconds[0]
+    first = times.wall[0]
     repeats = 7 if first < 2 else 5 if first < 5 else 3 if first < LONG_SECONDS else 1
-    while len(times.seconds) < repeats:
+    while len(times.wall) < repeats:
         clear()
         times.add(call)
     clear()
@@ -149,8 +159,16 @@ def operations(rows: int, vocabulary: int, student_width: int, teacher_width: in
     return rows * vocabulary * (2 * (teacher_width + student_width) + 4 * student_width)
 
 
-def matmul_rate(student: Any, head: Any, teacher: Any, teacher_head: Any) -> float:
-    """Operations a second of exactly the four products, and nothing else.
+@dataclass(frozen=True)
+class Rate:
+    """Operations a second, by the wall clock and by the processor's own count."""
+
+    wall: float
+    processor: float
+
+
+def matmul_rate(student: Any, head: Any, teacher: Any, teacher_head: Any) -> Rate:
+    """The rate of exactly the four products, and nothing else, after a warm-up.
 
     At full shape, or in chunks of rows where a buffer of logits would not fit. The buffer is
     there beforehand: what a product costs, not what its memory costs.
@@ -164,16 +182,19 @@ def matmul_rate(student: Any, head: Any, teacher: Any, teacher_head: Any) -> flo
     logits = torch.zeros(chunk, vocabulary, dtype=head.dtype)
     hidden_gradient = torch.zeros_like(student[:chunk])
     head_gradient = torch.zeros_like(head)
-    seconds = 0.0
+
+    def products(first: int) -> None:
+        x, y = student[first : first + chunk], teacher[first : first + chunk]
+        out = logits[: len(x)]
+        torch.mm(y, teacher_head.T, out=out)
+        torch.mm(x, head.T, out=out)
+        torch.mm(out, head, out=hidden_gradient[: len(x)])
+        torch.mm(out.T, x, out=head_gradient)
+
+    times = Times()
     with torch.no_grad():
-        for warm in (True, False):
-            for first in range(0, chunk if warm else rows, chunk):
-                x, y = student[first : first + chunk], teacher[first : first + chunk]
-                began = time.perf_counter()
-                out = logits[: len(x)]
-                torch.mm(y, teacher_head.T, out=out)
-                torch.mm(x, head.T, out=out)
-                torch.mm(out, head, out=hidden_gradient[: len(x)])
-                torch.mm(out.T, x, out=head_gradient)
-                seconds += 0.0 if warm else time.perf_counter() - began
-    return operations(rows, vocabulary, student.shape[1], teacher.shape[1]) / seconds
+        products(0)
+        for first in range(0, rows, chunk):
+            times.add(partial(products, first))
+    flops = operations(rows, vocabulary, student.shape[1], teacher.shape[1])
+    return Rate(flops / sum(times.wall), flops / sum(times.processor))

@@ -6,7 +6,7 @@ prints what `fused_loss.py`, `train_step.py` and `loss_scaling.py` wrote, as Mar
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,11 @@ def fused_loss_table(results: dict[str, Any]) -> str:
 
     tables: list[str] = []
     for divergence, title in (("forward_kl", "KL"), ("jensen_shannon", "Jensen-Shannon")):
-        rows = [row for row in results["rows"] if row["case"]["divergence"] == divergence]
+        rows = [
+            row
+            for row in results["rows"]
+            if row["case"]["divergence"] == divergence and not _absent(row)
+        ]
         cases = []
         for row in rows:
             if row["case"] not in cases:
@@ -43,7 +47,17 @@ def fused_loss_table(results: dict[str, Any]) -> str:
         ]
         header = [f"{c['rows']:,} x {c['vocabulary']:,} {SHORT[c['dtype']]}" for c in cases]
         tables.append(markdown([title, *header], lines))
-    return "\n\n".join(tables)
+    absent = {row["implementation"] for row in results["rows"] if _absent(row)}
+    return "\n\n".join(tables) + _note(IMPLEMENTATIONS[name].title for name in absent)
+
+
+def _absent(row: dict[str, Any]) -> bool:
+    return row.get("left_out") == "not installed"
+
+
+def _note(titles: Iterable[str]) -> str:
+    left_out = ", ".join(sorted(titles))
+    return f"\n\nLeft out, not installed: {left_out}." if left_out else ""
 
 
 def _loss_cell(row: dict[str, Any] | None) -> str:
@@ -60,14 +74,17 @@ def train_step_table(results: dict[str, Any]) -> str:
     """Trainers down, vocabularies across: steps a second, and the process's peak memory."""
     from trainers import TRAINERS
 
-    sizes = sorted({row["size"]["vocabulary"] for row in results["rows"]})
-    found = {(row["trainer"], row["size"]["vocabulary"]): row for row in results["rows"]}
+    rows = [row for row in results["rows"] if not _absent(row)]
+    sizes = sorted({row["size"]["vocabulary"] for row in rows})
+    found = {(row["trainer"], row["size"]["vocabulary"]): row for row in rows}
     lines = [
         [title, *(_step_cell(found.get((name, size))) for size in sizes)]
         for name, (title, _) in TRAINERS.items()
         if any((name, size) in found for size in sizes)
     ]
-    return markdown(["trainer", *(f"V = {size:,}" for size in sizes)], lines)
+    absent = {row["trainer"] for row in results["rows"] if _absent(row)}
+    table = markdown(["trainer", *(f"V = {size:,}" for size in sizes)], lines)
+    return table + _note(TRAINERS[name][0] for name in absent)
 
 
 def _step_cell(row: dict[str, Any] | None) -> str:

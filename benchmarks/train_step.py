@@ -7,10 +7,12 @@
 Random Llama models of two layers, teacher of width 64 and student of width 32, and the same rows
 for all, 4 a step, none of them padded: with heads of V = 1,000, 24 tokens of prompt and 40 of
 completion; with V = 151,936, 92 and 112, so that 448 are learnt.
-Each trainer runs in a fresh process with one thread. Time is wall clock from the end of one step
-to the end of the next, with data, logging and optimizer, after a warm-up; reported are steps over
-seconds, and by the median step (which a disturbed second does not move). Memory is the peak
-resident size of the whole process, imports included. `trainers.py` says what is set.
+Each trainer runs in a fresh process with one thread on one core, which loaders and whatever else
+works in the background have to share (`--cores 2` gives them another). Time is wall clock from the
+end of one step to the end of the next, with data, logging and optimizer, after a warm-up; reported
+are steps over seconds, and the median step, which a disturbed second does not move; also the
+processor time of a step, which is the same on a quiet machine. Memory is the peak resident size of
+the whole process, imports included. `trainers.py` says what is set.
 
 Trainers that are not installed (`benchmarks/requirements.txt`) are left out, and it says so.
 """
@@ -53,7 +55,7 @@ def measure_trainer(trainer: str, folder: Path, size: Size) -> dict[str, Any]:
     try:
         made = make(folder, size, clock)
     except ImportError as error:
-        return {"left_out": f"not installed: {error}"}
+        return {"left_out": "not installed", "missing": str(error)}
     made.train()
     times = clock.times[warm_up - 1 : warm_up + steps]
     each = [end - begin for begin, end in zip(times, times[1:], strict=False)]
@@ -66,17 +68,18 @@ def measure_trainer(trainer: str, folder: Path, size: Size) -> dict[str, Any]:
         "seconds": sum(each),
         "steps_per_second": steps / sum(each),
         "median_step_seconds": statistics.median(each),
+        "processor_seconds_per_step": (worked[-1] - worked[0]) / steps,
         "processor_share": (worked[-1] - worked[0]) / sum(each),
         "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         "positions_per_step": [min(positions), max(positions)],
     }
 
 
-def run_one(trainer: str, size: Size, folder: Path) -> dict[str, Any]:
+def run_one(trainer: str, size: Size, folder: Path, cores: int) -> dict[str, Any]:
     """One row of the results, in a fresh process and folder."""
-    row = {"trainer": trainer, "size": asdict(size), "date": now(), "load": load()}
+    row = {"trainer": trainer, "size": asdict(size), "cores": cores, "date": now(), "load": load()}
     job = {"trainer": trainer, "folder": str(folder), "size": asdict(size)}
-    found = {**row, **in_fresh_process(__file__, job, TIMEOUT_SECONDS)}
+    found = {**row, **in_fresh_process(__file__, job, TIMEOUT_SECONDS, cores)}
     expected = SEQUENCES * (size.prompt + size.completion)
     if found.get("positions_per_step", [expected] * 2) != [expected] * 2:
         found["error"] = f"saw {found['positions_per_step']} positions a step, not {expected}"
@@ -92,6 +95,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--vocabulary", action="append", type=int, choices=[size.vocabulary for size in SIZES]
     )
+    parser.add_argument("--cores", type=int, default=1, help="that the process may use (1)")
     parser.add_argument("--quick", action="store_true", help="few steps, V = 1,000, not written")
     parser.add_argument("--out", type=Path, default=RESULTS, help="the JSON file")
     parser.add_argument("--update", action="store_true", help="keep its other rows")
@@ -108,7 +112,8 @@ def say(row: dict[str, Any]) -> None:
     print(
         f"{head} {row['steps_per_second']:8.2f} steps/s "
         f"(median step {row['median_step_seconds'] * 1e3:,.1f} ms) "
-        f"peak {row['peak_bytes'] / 1e6:,.0f} MB, a core for {row['processor_share']:.0%}",
+        f"peak {row['peak_bytes'] / 1e6:,.0f} MB, "
+        f"processor {row['processor_seconds_per_step'] * 1e3:,.1f} ms a step",
         flush=True,
     )
 
@@ -129,7 +134,7 @@ def main() -> int:
         for trainer in options.trainer or list(TRAINERS):
             with tempfile.TemporaryDirectory() as folder:
                 write_material(Path(folder), size, SEQUENCES * (size.warm_up + size.steps + 32))
-                row = run_one(trainer, size, Path(folder))
+                row = run_one(trainer, size, Path(folder), options.cores)
             say(row)
             key = (trainer, row["size"])
             rows[:] = [r for r in rows if (r["trainer"], r["size"]) != key] + [row]

@@ -119,7 +119,7 @@ def test_a_run_without_the_teachers_files(call, write, tmp_path, teacher):
     assert line.code == 0, line.err
     report = json.loads((tmp_path / "run" / "report.json").read_text())
     assert report["teacher"]["parameters"] > 0
-    assert report["agreement"]["after"] is None
+    assert report["agreement"]["after"]["kl_nats"] is None
     assert call("cache", path).code == 0  # whole: nothing to ask the teacher
     text["student"] = {"from": "big", "layers": [0]}
     path.write_text(yaml.safe_dump(text))
@@ -226,10 +226,13 @@ def test_a_process_that_is_ended_and_two_that_share_the_rest(write, tmp_path):
     ("changes", "parts"),
     [
         ({"k": 0}, ["teachers.big.k", "greater than 0; it is 0"]),
-        ({"k": 1000}, ["teachers.big.k", "1,000 is more than the teacher's 320 tokens"]),
-        ({"keep": "topk", "k": 321}, ["teachers.big.k", "`k: 320` keeps all"]),
+        ({"k": 1000}, ["teachers.big.k", "1,000 is more than the teacher's 308 tokens"]),
+        ({"keep": "topk", "k": 309}, ["teachers.big.k", "`k: 308` keeps all"]),
         ({"keep": "top-k"}, ["teachers.big.keep", "'sampled', 'topk'", "it is 'top-k'"]),
-        ({"temperature": 2.0}, ["terms.0.objective.temperature", "is kept at 2.0", "set it to 2.0"]),
+        (
+            {"temperature": 2.0},
+            ["terms.0.objective.temperature", "is kept at 2.0", "set it to 2.0"],
+        ),
         ({"temperature": 0.0}, ["teachers.big.temperature", "greater than 0"]),
         ({"keep": "full", "temperature": 2.0}, ["teachers.big.temperature", "only goes with"]),
         ({"keep": "full"}, ["terms.0.objective", "needs sparse", "offers logits"]),

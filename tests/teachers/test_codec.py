@@ -192,6 +192,12 @@ def test_floats_come_back_as_torch_rounds_them(seed, rows, width, dtype):
     np.testing.assert_array_equal(back, wanted)
 
 
+def test_a_float_half_way_goes_to_the_even_neighbour():
+    halves = (np.arange(64, dtype=np.uint32) * 0x8000 + 0x3F800000).view(np.float32)[None]
+    back = unpack_floats(pack_floats(halves, "bfloat16"), 1, 64)
+    np.testing.assert_array_equal(back, torch.from_numpy(halves).bfloat16().float().numpy())
+
+
 def test_floats_of_a_hidden_state_take_less_than_their_bits():
     array = np.random.default_rng(0).normal(size=(64, 256)).astype(np.float32)
     (cell,) = pack_floats(array, "bfloat16").values()

@@ -389,6 +389,7 @@ def test_several_processes_write_one_cache(tmp_path):
     assert not left_aside(tmp_path / "cache")
 
 
+@pytest.mark.slow
 def test_sigkill_at_every_write_sync_and_rename(tmp_path):
     """Resumed, the cache is the same bytes as one that was never interrupted."""
     fill(tmp_path / "whole", count=2)

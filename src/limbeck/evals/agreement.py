@@ -12,11 +12,18 @@ from limbeck import losses
 from limbeck.align.spans import pair
 from limbeck.core.errors import DataError
 from limbeck.core.registry import register
-from limbeck.core.types import Needs, Sample
-from limbeck.evals.reading import BATCH_TOKENS, as_student, batches, chunks, evaluating, tell_once
+from limbeck.core.types import Sample
+from limbeck.evals.reading import (
+    BATCH_TOKENS,
+    Logits,
+    as_student,
+    batches,
+    chunks,
+    evaluating,
+    read_logits,
+    tell_once,
+)
 from limbeck.evals.score import Score, ratio_interval, share_interval
-
-LOGITS: Needs = frozenset({"logits"})
 
 
 @register("eval", "agreement")
@@ -97,8 +104,7 @@ class Agreement:
                 view = model.collate([left[index] for index in group])
                 other = teacher.collate([right[index] for index in group])
                 pairing = pair(view, other, [1.0] * len(group), same_vocabulary=True)
-                own = model.read(view, LOGITS).logits
-                theirs = teacher.read(other, LOGITS).logits
+                own, theirs = read_logits(model, view), read_logits(teacher, other)
                 place = torch.tensor(group)[view.sample_of(view.rows).cpu()]
                 if pairing.student is not None:
                     place = place[pairing.student]
@@ -110,23 +116,19 @@ class Agreement:
 
 
 def _compare(
-    student: Tensor, teacher: Tensor, student_rows: Tensor | None, teacher_rows: Tensor | None
+    student: Logits, teacher: Logits, student_rows: Tensor | None, teacher_rows: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """KL and equality of the top token for each pair of rows, float64 on the CPU.
 
-    Only one chunk of each model's rows is copied or converted at a time.
+    Only one chunk of each model's rows is made, copied or converted at a time.
     """
-    width = min(student.shape[-1], teacher.shape[-1])
-    pairs = len(student) if student_rows is None else len(student_rows)
+    width = min(student.shape[1], teacher.shape[1])
+    pairs = student.shape[0] if student_rows is None else len(student_rows)
     kl = torch.zeros(pairs, dtype=torch.float64)
     same = torch.zeros_like(kl)
     for part in chunks(pairs, width):
-        own = _rows(student, student_rows, part)[:, :width]
-        theirs = _rows(teacher, teacher_rows, part)[:, :width].to(own.device)
+        own = student.rows(part, student_rows)[:, :width]
+        theirs = teacher.rows(part, teacher_rows)[:, :width].to(own.device)
         kl[part] = losses.forward_kl(own.float(), theirs.float()).double().cpu()
         same[part] = (own.argmax(-1) == theirs.argmax(-1)).double().cpu()
     return kl, same
-
-
-def _rows(logits: Tensor, index: Tensor | None, part: slice) -> Tensor:
-    return logits[part] if index is None else logits[index[part].to(logits.device)]

@@ -12,7 +12,15 @@ from torch import Tensor
 from limbeck.core.errors import DataError
 from limbeck.core.registry import register
 from limbeck.core.types import NO_OFFSET, Encoding, Sample, View
-from limbeck.evals.reading import BATCH_TOKENS, as_student, batches, chunks, evaluating, tell_once
+from limbeck.evals.reading import (
+    BATCH_TOKENS,
+    as_student,
+    batches,
+    chunks,
+    evaluating,
+    read_logits,
+    tell_once,
+)
 from limbeck.evals.score import Score, ratio_interval
 
 
@@ -105,12 +113,11 @@ def _row_nats(model: Any, view: View) -> Tensor:
     """
     if "logits" not in model.offers:
         return -model.read(view, frozenset({"chosen"})).chosen.double().cpu()
-    signals = model.read(view, frozenset({"logits"}))
-    logits: Tensor = signals.logits
-    nats = torch.zeros(len(logits), dtype=torch.float64)
+    logits, labels = read_logits(model, view), view.labels
+    nats = torch.zeros(len(labels), dtype=torch.float64)
     for part in chunks(*logits.shape):
-        piece = logits[part].float()
-        label = piece.gather(-1, signals.labels[part, None]).squeeze(-1)
+        piece = logits.rows(part).float()
+        label = piece.gather(-1, labels[part, None].to(piece.device)).squeeze(-1)
         nats[part] = (piece.logsumexp(-1) - label).double().cpu()
     return nats
 

@@ -4,12 +4,13 @@ import functools
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
-from limbeck.core.types import Sample
+from limbeck.core.types import Sample, View
+from limbeck.losses.projection import Projection
 
 BATCH_TOKENS = 4096
 """Tokens of a batch, with padding, that one forward pass reads."""
@@ -55,6 +56,38 @@ def chunks(rows: int, width: int) -> Iterator[slice]:
     step = max(1, CHUNK_BYTES // (4 * max(width, 1)))
     for first in range(0, rows, step):
         yield slice(first, min(first + step, rows))
+
+
+@dataclass(frozen=True)
+class Logits:
+    """The logits of n rows, of which any few can be had.
+
+    Attributes:
+        source: [n, v] logits, or what makes them.
+    """
+
+    source: Tensor | Projection
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """n and v."""
+        if isinstance(self.source, Projection):
+            return len(self.source.hidden), self.source.vocabulary
+        return self.source.shape[0], self.source.shape[1]
+
+    def rows(self, part: slice, index: Tensor | None = None) -> Tensor:
+        """[r, v] of a part of the rows, or of a part of those that `index` names."""
+        device = self.source.device
+        chosen = part if index is None else index[part].to(device)
+        found = self.source[chosen]
+        return found.logits() if isinstance(found, Projection) else found
+
+
+def read_logits(model: Any, view: View) -> Logits:
+    """A model's logits of the view's rows, made few at a time where the model can."""
+    if "projection" in model.offers:
+        return Logits(model.read(view, frozenset({"projection"})).projection)
+    return Logits(model.read(view, frozenset({"logits"})).logits)
 
 
 @contextmanager

@@ -119,14 +119,15 @@ class Work:
         teachers: Mapping[str, Projection | Tensor],
         terms: Sequence[RowTerm],
         chunk_rows: int | None,
-        losses: Callable[..., tuple[Tensor, Tensor]],
+        compute: Callable[..., tuple[Tensor, Tensor]],
     ) -> None:
         self.student = _ready(student)
         self.teachers = {
             name: _ready(teacher) if isinstance(teacher, Projection) else teacher.detach()
             for name, teacher in teachers.items()
         }
-        self.terms, self.block_losses, self.chunk_rows = terms, losses, chunk_rows
+        self.terms, self.compute, self.chunk_rows = terms, compute, chunk_rows
+        self.has_kernels = all(term.kernel is not None for term in terms)
         device = student.hidden.device
         self.exact = torch.promote_types(student.hidden.dtype, torch.float32)
         self.weights = torch.stack([t.weight.to(device, self.exact) for t in terms])
@@ -166,9 +167,12 @@ class Work:
         raw = logits.to(self.exact)
         shaped = _shaped(raw, self.student)
         teachers = {name: _shaped(t.to(shaped), self.teachers[name]) for name, t in theirs.items()}
-        pulls = self.pulls[:, rows]
-        values, gradient = self.block_losses(shaped, teachers, self.terms, pulls, rows)
-        weights = self.weights[:, rows]
+        weights, pulls = self.weights[:, rows], self.pulls[:, rows]
+        block = (shaped, teachers, self.terms, pulls, rows)
+        values, gradient = self.compute(*block) if self.has_kernels else by_definition(*block)
+        if self.has_kernels and not bool(values.isfinite().all()):
+            # Where a model rules tokens out, the definition knows what to do.
+            values, gradient = by_definition(*block)
         self.sums += (weights * torch.where(weights > 0, values, 0.0)).sum(-1)
         logits.copy_(_unshaped(gradient, shaped, self.student))
 
@@ -210,14 +214,14 @@ class Work:
             _add_outer(low_weight, gradient, student.low_hidden[rows])
 
 
-def block_losses(
+def by_kernels(
     student: Tensor,
     teachers: Mapping[str, Tensor],
     terms: Sequence[RowTerm],
     pulls: Tensor,
     rows: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    """All terms' losses of a block and their gradient.
+    """All terms' losses of a block and their gradient; all terms have a kernel.
 
     Args:
         student: [r, v] logits.
@@ -227,7 +231,7 @@ def block_losses(
         rows: [r], which rows these are.
 
     Returns:
-        values: [k, r].
+        values: [k, r]; not finite where logits are not.
         gradient: [r, v] to the student's logits.
     """
     softened: dict[tuple[str, float, int], kernels.Softened] = {}
@@ -242,44 +246,44 @@ def block_losses(
     values: list[Tensor] = []
     whole: Tensor | None = None
     for term, pull in zip(terms, pulls, strict=True):
-        value: Tensor | None = None
-        gradient = student
-        if term.kernel is not None:
-            t, width = term.temperature, student.shape[1]
-            if term.teacher is not None:
-                theirs = teachers[term.teacher]
-                width = min(width, theirs.shape[1])
-                other: Any = soften(term.teacher, theirs, t, width)
-            else:
-                assert term.beside is not None
-                other = term.beside[rows]
-            scale, slope = kernels.scales(t, term.scale_by_t2)
-            value, gradient = term.kernel(soften("", student, t, width), other)
-            value, gradient = value.mul_(scale), gradient.mul_((pull * slope)[:, None])
-        # Where a model rules tokens out, the definition knows what to do.
-        if value is None or not bool(value.isfinite().all()):
-            value, gradient = _by_definition(student, teachers, term, pull, rows)
-        values.append(value)
-        if whole is None and gradient.shape == student.shape:
+        assert term.kernel is not None
+        temperature, width = term.temperature, student.shape[1]
+        if term.teacher is not None:
+            theirs = teachers[term.teacher]
+            width = min(width, theirs.shape[1])
+            beside: Any = soften(term.teacher, theirs, temperature, width)
+        else:
+            assert term.beside is not None
+            beside = term.beside[rows]
+        value, gradient = term.kernel(soften("", student, temperature, width), beside)
+        scale, slope = kernels.scales(temperature, term.scale_by_t2)
+        values.append(value.mul_(scale))
+        gradient = gradient.mul_((pull * slope)[:, None])
+        if whole is None and width == student.shape[1]:
             whole = gradient
         else:
             whole = torch.zeros_like(student) if whole is None else whole
-            whole[:, : gradient.shape[1]] += gradient
+            whole[:, :width] += gradient
     assert whole is not None
     return torch.stack(values), whole
 
 
-def _by_definition(
-    student: Tensor, teachers: Mapping[str, Tensor], term: RowTerm, pull: Tensor, rows: Tensor
+def by_definition(
+    student: Tensor,
+    teachers: Mapping[str, Tensor],
+    terms: Sequence[RowTerm],
+    pulls: Tensor,
+    rows: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    """Value and gradient of a loss that has no kernel, by automatic differentiation."""
+    """The same for losses of any kind and for any logits, by automatic differentiation."""
     leaf = student.detach().requires_grad_()
-    theirs = None if term.teacher is None else teachers[term.teacher]
     with torch.enable_grad():
-        value = term.loss(leaf, theirs, rows)
-        total = (pull * torch.where(pull != 0, value, 0.0)).sum()
+        values = torch.stack(
+            [term.loss(leaf, teachers.get(term.teacher or ""), rows) for term in terms]
+        )
+        total = (pulls * torch.where(pulls != 0, values, 0.0)).sum()
         (gradient,) = torch.autograd.grad(total, leaf)
-    return value.detach().to(student.dtype), gradient
+    return values.detach().to(student.dtype), gradient
 
 
 def _ready(projection: Projection) -> Projection:

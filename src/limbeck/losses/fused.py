@@ -13,10 +13,11 @@ import torch
 from torch import Tensor
 
 from limbeck.losses import kernels
-from limbeck.losses.chunks import Chunked, RowTerm, Work, block_losses
+from limbeck.losses.chunks import Chunked, RowTerm, Work, by_kernels
 from limbeck.losses.divergences import adaptive_kl
 from limbeck.losses.labels import cross_entropy
 from limbeck.losses.projection import Projection
+from limbeck.losses.sparse import Sparse, sparse_kl
 from limbeck.losses.transport import sorted_l1
 
 __all__ = [
@@ -24,6 +25,7 @@ __all__ = [
     "RowTerm",
     "divergence_term",
     "fused_linear_divergence",
+    "fused_linear_sparse_kl",
     "label_term",
     "sum_over_rows",
 ]
@@ -105,6 +107,57 @@ def fused_linear_divergence(
     return total
 
 
+def fused_linear_sparse_kl(
+    student_hidden: Tensor,
+    student_weight: Tensor,
+    teacher: Sparse,
+    *,
+    tail: bool = True,
+    row_weight: Tensor | None = None,
+    labels: Tensor | None = None,
+    cross_entropy_weight: float = 0.0,
+    student_bias: Tensor | None = None,
+    soft_cap: float | None = None,
+    chunk: int | None = None,
+    implementation: str = "auto",
+) -> Tensor:
+    """The same of a teacher of whom a few tokens a row are known: top-k, or random draws.
+
+    sum_i w_i (sparse_kl(s_i, teacher_i) + c CE(s_i, y_i)), at the teacher's own temperature
+
+    Arguments, result and errors are those of `fused_linear_divergence` and `sparse_kl`.
+
+    >>> h, w = torch.eye(2), torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]])
+    >>> draws = Sparse(
+    ...     ids=torch.tensor([[0, 2], [1, 0]]),
+    ...     mass=torch.tensor([[0.5, 0.5], [1.0, 0.0]]),
+    ...     rest=torch.zeros(2),
+    ...     negentropy=torch.tensor([-0.69315, 0.0]),
+    ... )
+    >>> round(fused_linear_sparse_kl(h, w, draws).item(), 4)
+    1.0308
+    """
+    weight = student_hidden.new_ones(len(student_hidden), dtype=torch.float32)
+    weight = weight if row_weight is None else row_weight
+    student = Projection(
+        hidden=student_hidden, weight=student_weight, bias=student_bias, soft_cap=soft_cap
+    )
+    temperature = teacher.temperature
+
+    def call(logits: Tensor, _: Tensor | None, index: Tensor) -> Tensor:
+        return sparse_kl(logits, teacher[index], temperature=temperature, tail=tail)
+
+    kernel = partial(kernels.sparse_kl, tail=tail)
+    terms = [
+        RowTerm(loss=call, weight=weight, kernel=kernel, beside=teacher, temperature=temperature)
+    ]
+    if cross_entropy_weight:
+        if labels is None:
+            raise ValueError("cross_entropy_weight needs labels")
+        terms.append(label_term(labels, weight, factor=cross_entropy_weight))
+    return sum_over_rows(student, {}, terms, implementation=implementation, chunk=chunk)[0]
+
+
 def named(divergence: str) -> Callable[..., Tensor]:
     """The loss of two models' logits that has this name."""
     found = {loss.__name__: loss for loss in (*kernels.KERNELS, adaptive_kl, sorted_l1)}
@@ -177,17 +230,17 @@ def sum_over_rows(
         raise ValueError(
             f"no implementation {implementation!r}; one of: {', '.join(IMPLEMENTATIONS)}"
         )
-    losses = compiled_block() if implementation == "compiled" else block_losses
-    work = Work(student, teachers, terms, chunk, losses)
+    used = compiled_kernels() if implementation == "compiled" else by_kernels
+    work = Work(student, teachers, terms, chunk, used)
     return Chunked.apply(
         work, student.hidden, student.weight, student.bias, student.low_hidden, student.low_weight
     )  # pyright: ignore[reportReturnType]  # torch says Any
 
 
 @functools.cache
-def compiled_block() -> Callable[..., tuple[Tensor, Tensor]]:
-    """`block_losses` through `torch.compile`, which makes a few passes of its many."""
-    return torch.compile(block_losses, dynamic=True)
+def compiled_kernels() -> Callable[..., tuple[Tensor, Tensor]]:
+    """`by_kernels` through `torch.compile`, which makes a few passes of its many."""
+    return torch.compile(by_kernels, dynamic=True)
 
 
 def _naive(

@@ -129,11 +129,9 @@ def cross_entropy(student: Softened, label: Tensor) -> tuple[Tensor, Tensor]:
     known = label != labels.IGNORE
     place = label.clamp(min=0)[:, None]
     value = student.normaliser - student.logits.gather(-1, place).squeeze(-1)
-    gradient = student.probabilities.clone()
-    gradient.scatter_add_(-1, place, gradient.new_full(place.shape, -1.0))
-    if not bool(known.all()):
-        value, gradient = value.masked_fill(~known, 0.0), gradient.mul_(known[:, None])
-    return value, gradient
+    gradient = student.probabilities * known[:, None]
+    gradient.scatter_add_(-1, place, -known[:, None].to(gradient))
+    return value.masked_fill(~known, 0.0), gradient
 
 
 def sparse_kl(student: Softened, teacher: Sparse, *, tail: bool = True) -> tuple[Tensor, Tensor]:

@@ -36,6 +36,11 @@ class Projection:
         """v, the number of columns."""
         return self.weight.shape[0]
 
+    @property
+    def device(self) -> torch.device:
+        """Where its head is."""
+        return self.weight.device
+
     def __getitem__(self, index: Tensor | slice) -> "Projection":
         """The rows that `index` names; the head is shared."""
         low = None if self.low_hidden is None else self.low_hidden[index]

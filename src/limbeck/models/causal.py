@@ -6,6 +6,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedTokenizerBase
 
 from limbeck.core.random import seeded
@@ -49,9 +50,16 @@ class CausalModel:
     @property
     def offers(self) -> Needs:
         """All signals it can give."""
-        if self.head is None:
+        # A split student has its head together only within its forward pass.
+        split = isinstance(self.module, FSDPModule) and self.trains
+        if self.head is None or split:
             return frozenset({"logits", "chosen", "text"})
         return frozenset({"logits", "chosen", "text", "projection"})
+
+    @property
+    def trains(self) -> bool:
+        """Whether any of its weights receives a gradient."""
+        return any(parameter.requires_grad for parameter in self.module.parameters())
 
     @property
     def device(self) -> torch.device:

@@ -1,6 +1,7 @@
 """An objective on what a teacher's cache keeps of its distribution."""
 
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar
 
 from torch import Tensor
@@ -8,6 +9,8 @@ from torch import Tensor
 from limbeck import losses
 from limbeck.core.registry import register
 from limbeck.core.types import Needs, Signals, Unit
+from limbeck.losses import kernels
+from limbeck.losses.kernels import Kernel
 from limbeck.objectives.token import Temperature
 
 
@@ -30,6 +33,11 @@ class SparseKL:
 
     temperature: Temperature = 1.0
     tail: bool = True
+
+    @property
+    def kernel(self) -> Kernel:
+        """The loss with its gradient; see `losses/kernels.py`."""
+        return partial(kernels.sparse_kl, tail=self.tail)
 
     def __call__(self, student: Signals, teacher: Signals) -> Tensor:
         """[n] losses."""

@@ -24,6 +24,7 @@ DEFAULT_KINDS = {"student": "causal", "teacher": "local", "source": "dataset"}
 LAYOUT = (
     "accumulate",
     "packing",
+    "logits",
     "parallel",
     "device",
     "save_every",

@@ -265,6 +265,7 @@ class _Run:
             accumulate=train.accumulate,
             patience=train.patience,
             seed=recipe.seed,
+            logits=train.logits,
             state=State(scale=LossScale(FP16_SCALE if half else 1.0, active=half)),
         )
         checkpoints.trainer = trainer

@@ -29,6 +29,9 @@ class Train:
         accumulate: micro-batches of a step per process; raise it when memory runs out.
         packing: `always` lays the samples of a micro-batch end to end in one line, without padding,
             wherever the models keep them apart; `auto` does where that is also faster.
+        logits: `chunked` takes losses a few rows at a time in the place of the student's output
+            head, so that all logits never exist together; `compiled` does with compiled code;
+            `naive` makes them all; `auto` is `chunked` where the models and terms allow it.
         parallel: with torchrun, `ddp` copies the model to each process, `fsdp` splits it.
         device: `auto`, `cpu`, `cuda` ...
         save_every: steps between checkpoints.
@@ -46,6 +49,7 @@ class Train:
     clip: PositiveFloat = 1.0
     accumulate: Positive = 1
     packing: Literal["auto", "always", "never"] = "auto"
+    logits: Literal["auto", "chunked", "compiled", "naive"] = "auto"
     parallel: Literal["ddp", "fsdp"] = "ddp"
     device: str = "auto"
     save_every: Positive = 100

@@ -9,7 +9,8 @@ from numpy.typing import ArrayLike, NDArray
 
 Integers = NDArray[np.int64]
 
-_LEVEL = 15
+_SEARCH_LEVEL = 15  # 4% less than level 1 for ids, at a quarter more time
+_FAST_LEVEL = 1  # for floats nothing is found by searching, and level 15 takes 20 times as long
 _MOST_BYTES = 8
 
 
@@ -30,12 +31,12 @@ def pack_integers(values: ArrayLike) -> bytes:
     largest = int(words.max(initial=0))
     planes = (largest.bit_length() + 7) // 8
     table = words.view(np.uint8).reshape(-1, _MOST_BYTES)[:, :planes]
-    return varints(planes) + pack_bytes(table)
+    return varints(planes) + pack_bytes(table, _SEARCH_LEVEL)
 
 
-def pack_bytes(table: NDArray[np.uint8]) -> bytes:
+def pack_bytes(table: NDArray[np.uint8], level: int = _FAST_LEVEL) -> bytes:
     """[m, planes] bytes, each column for itself: a varint of its size, then its content."""
-    codec = pa.Codec("zstd", compression_level=_LEVEL)
+    codec = pa.Codec("zstd", compression_level=level)
     out = b""
     for plane in table.T:
         plain = plane.tobytes()

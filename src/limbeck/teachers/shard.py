@@ -166,12 +166,11 @@ class ShardWriter:
                 "rows": self.rows,
                 "ids": base64.b64encode(np.array(self.ids, "<u8").tobytes()).decode(),
             }
-            seal = seal_path(self.folder, self.index)
-            seal.unlink(missing_ok=True)  # of a damaged shard that this one replaces
-            os.replace(self.aside, self.path)
+            os.replace(self.aside, self.path)  # an older seal does not fit it
             sync(self.folder)
             body["digest"] = digest(body)
-            write_text(seal, json.dumps(body, separators=(",", ":")) + "\n")
+            text = json.dumps(body, separators=(",", ":"))
+            write_text(seal_path(self.folder, self.index), text + "\n")
 
     def discard(self) -> None:
         """Leave nothing aside."""

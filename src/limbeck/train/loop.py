@@ -35,9 +35,10 @@ TINY = torch.finfo(torch.float32).tiny
 
 
 class Student(Reader, Protocol):
-    """A reader whose module is trained, and whose output head something else may stand in for."""
+    """A reader whose module is trained. Losses may stand in for its `head`, where that is known."""
 
     module: nn.Module
+    head: Any
 
     def at_head(self, view: View, use: Callable[[Projection], tuple[Tensor, ...]]) -> Any:
         """Run up to the output head, let `use` take its place, and return what it returns."""
@@ -78,8 +79,8 @@ class State:
 class Trainer:
     """All that a step touches.
 
-    `rate` gives the learning rate at a step. `chunked` lets losses stand in the place of the
-    student's head where they can, so that no logits are made.
+    `rate` gives the learning rate at a step. `logits` says how the losses of logits are computed;
+    see `recipe.schema.Train`.
     """
 
     student: Student
@@ -94,7 +95,7 @@ class Trainer:
     accumulate: int
     patience: int
     seed: int
-    chunked: bool = True
+    logits: str = "auto"
     listeners: Sequence[Listener] = ()
     state: State = field(default_factory=State)
 
@@ -105,7 +106,7 @@ class Trainer:
         self.weights = torch.tensor([term.weight for term in self.terms], device=self.mesh.device)
         self.heard_names = [n for n in self.readers if any(t.teacher == n for t in self.terms)]
         self.at_head = (
-            self.chunked and "projection" in self.student.offers and fits_chunks(self.terms)
+            self.logits != "naive" and self.student.head is not None and fits_chunks(self.terms)
         )
         self.preparation = Preparation(
             self.student,
@@ -196,7 +197,10 @@ class Trainer:
             if self.at_head:
                 labels = view.labels.to(device)
                 total, sums = self.student.at_head(
-                    view, lambda head: over_head(head, labels, terms, pairings, factors, heard)
+                    view,
+                    lambda head: over_head(
+                        head, labels, terms, pairings, factors, heard, self.logits
+                    ),
                 )
             else:
                 asks: Needs = frozenset[Any]().union(*(term.objective.asks for term in terms))

@@ -70,6 +70,7 @@ def over_head(
     pairings: Sequence[Pairing],
     factors: Tensor,
     heard: Mapping[str, Signals],
+    implementation: str = "auto",
 ) -> tuple[Tensor, Tensor]:
     """The same from logits that have not been made; `labels` [n] are the student's."""
     teachers: dict[str, Projection | Tensor] = {}
@@ -96,7 +97,7 @@ def over_head(
                 temperature=getattr(term.objective, "temperature", 1.0),
             )
         )
-    return sum_over_rows(student, teachers, made)
+    return sum_over_rows(student, teachers, made, implementation=implementation)
 
 
 def _spread(pairing: Pairing, rows: int) -> tuple[Tensor, Tensor | None]:
