@@ -127,7 +127,7 @@ def test_cost_of_a_thousand_tokens() -> None:
 
 
 def test_made_of_what_a_run_knows() -> None:
-    state = SimpleNamespace(step=5, skipped=1, tokens=1000, seconds=4.0)
+    state = SimpleNamespace(step=5, skipped=1, tokens=1000, positions=1250, seconds=4.0)
     prices = Price(teacher_usd_per_hour=3.6, student_usd_per_hour=1.8)
     made: dict[str, Any] = {
         "recipe_sha256": "ab",
@@ -149,6 +149,7 @@ def test_made_of_what_a_run_knows() -> None:
         tokens=1000,
         seconds=4.0,
         tokens_per_second=250.0,
+        padding_share=pytest.approx(0.2),
         peak_memory_bytes=99,
         skipped_steps=1,
         truncated_tokens=7,
@@ -160,13 +161,14 @@ def test_made_of_what_a_run_knows() -> None:
     alone = make_report(
         SimpleNamespace(price=Price()),
         teacher=None,
-        state=SimpleNamespace(step=0, skipped=0, tokens=0, seconds=0.0),
+        state=SimpleNamespace(step=0, skipped=0, tokens=0, positions=0, seconds=0.0),
         speeds={"teacher": None, "student": 20.0},
         **made,
     )
     assert alone.teacher == ModelFacts()
     assert alone.cost == Cost()
     assert alone.train.tokens_per_second is None
+    assert alone.train.padding_share is None
 
 
 def test_what_was_not_measured_is_null() -> None:

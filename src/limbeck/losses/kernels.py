@@ -135,16 +135,19 @@ def cross_entropy(student: Softened, label: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def sparse_kl(student: Softened, teacher: Sparse, *, tail: bool = True) -> tuple[Tensor, Tensor]:
-    """KL from a few tokens; q - mass where it is known, q (1 - rest / q_rest) elsewhere."""
+    """KL from a few tokens; q - mass where it is known, q (1 - rest / q_rest) elsewhere.
+
+    Rows of which nothing is known give 0.
+    """
     q, mass = student.probabilities, teacher.mass.to(student.logits.dtype)
     constant, rest = teacher.negentropy.to(mass), teacher.rest.to(mass)
     if not tail:
         mass = mass / mass.sum(-1, keepdim=True).clamp(min=torch.finfo(mass.dtype).tiny)
         constant, rest = torch.xlogy(mass, mass).sum(-1), torch.zeros_like(rest)
-    known = mass.sum(-1) > 0
+    total = mass.sum(-1) + rest if tail else (mass.sum(-1) > 0).to(mass)
     logq = student.logits.gather(-1, teacher.ids) - student.normaliser[:, None]
     value = constant - torch.where(mass > 0, mass * logq, 0.0).sum(-1)
-    gradient = q.clone()
+    gradient = q * total[:, None]
     if tail and bool((rest > 0).any()):
         # Places without mass may name any token, even one that has mass at another place.
         own = torch.where(mass > 0, q.gather(-1, teacher.ids), 0.0)
@@ -153,9 +156,7 @@ def sparse_kl(student: Softened, teacher: Sparse, *, tail: bool = True) -> tuple
         value = value - torch.xlogy(rest, q_rest)
         gradient.addcmul_(others, (-rest / q_rest.clamp(min=torch.finfo(q.dtype).tiny))[:, None])
     gradient.scatter_add_(-1, teacher.ids, -mass)
-    if not bool(known.all()):
-        value, gradient = value.masked_fill(~known, 0.0), gradient.mul_(known[:, None])
-    return value, gradient
+    return value.masked_fill(total == 0, 0.0), gradient
 
 
 KERNELS: dict[Callable[..., Tensor], Kernel] = {
