@@ -74,8 +74,8 @@ class World:
 
 
 def demo(folder: Path) -> World:
-    """Word problems; the held-out ones are of the test split."""
-    write_jsonl(folder / "train.jsonl", problems(0, "train", 6000))
+    """Word problems, about as many as the steps read once; the held-out ones are other problems."""
+    write_jsonl(folder / "train.jsonl", problems(0, "train", 1500))
     write_jsonl(folder / "held.jsonl", problems(1, "test", 200))
     write_jsonl(folder / "task.jsonl", problems(0, "test", 150))
     return World(
@@ -168,7 +168,8 @@ def table(rows: list[dict[str, Any]]) -> str:
     for world in dict.fromkeys(row["world"] for row in rows):
         lines += [
             f"\n**{world}**\n",
-            "| teacher | KL, nats/token | same top token | accuracy | bytes/token | tokens/s | of plain |",
+            "| teacher | KL, nats/token | same top token | accuracy | bytes/token | tokens/s |"
+            " of plain |",
             "|---|---:|---:|---:|---:|---:|---:|",
         ]
         mine = [row for row in rows if row["world"] == world]

@@ -28,6 +28,8 @@ BUFFER_BYTES = 2 << 30
 
 CHUNK_ROWS = 2048
 
+WARM_UP_ROWS = 256
+
 
 def in_fresh_process(
     script: str, job: dict[str, Any], timeout_seconds: float, cores: int | None = None
@@ -138,7 +140,7 @@ class Times:
 def times_of(call: Callable[[], Any], clear: Callable[[], None]) -> tuple[Times, PeakMemory]:
     """Times of repeated calls, and the memory of the first of them; `clear` drops gradients.
 
-    Call it once before, to warm up. Seven calls where they are quick, three where they are not,
+    Those of the last call stay. Call it once before, to warm up. Seven calls where they are quick, three where they are not,
     one where it takes longer than `LONG_SECONDS`.
     """
     times, memory = Times(), PeakMemory()
@@ -150,7 +152,6 @@ def times_of(call: Callable[[], Any], clear: Callable[[], None]) -> tuple[Times,
     while len(times.wall) < repeats:
         clear()
         times.add(call)
-    clear()
     return times, memory
 
 
@@ -168,7 +169,7 @@ class Rate:
 
 
 def matmul_rate(student: Any, head: Any, teacher: Any, teacher_head: Any) -> Rate:
-    """The rate of exactly the four products, and nothing else, after a warm-up.
+    """The rate of exactly the four products, and nothing else, after a few rows of warm-up.
 
     At full shape, or in chunks of rows where a buffer of logits would not fit. The buffer is
     there beforehand: what a product costs, not what its memory costs.
@@ -183,8 +184,8 @@ def matmul_rate(student: Any, head: Any, teacher: Any, teacher_head: Any) -> Rat
     hidden_gradient = torch.zeros_like(student[:chunk])
     head_gradient = torch.zeros_like(head)
 
-    def products(first: int) -> None:
-        x, y = student[first : first + chunk], teacher[first : first + chunk]
+    def products(first: int, last: int) -> None:
+        x, y = student[first:last], teacher[first:last]
         out = logits[: len(x)]
         torch.mm(y, teacher_head.T, out=out)
         torch.mm(x, head.T, out=out)
@@ -193,8 +194,8 @@ def matmul_rate(student: Any, head: Any, teacher: Any, teacher_head: Any) -> Rat
 
     times = Times()
     with torch.no_grad():
-        products(0)
+        products(0, min(chunk, WARM_UP_ROWS))
         for first in range(0, rows, chunk):
-            times.add(partial(products, first))
+            times.add(partial(products, first, first + chunk))
     flops = operations(rows, vocabulary, student.shape[1], teacher.shape[1])
     return Rate(flops / sum(times.wall), flops / sum(times.processor))

@@ -41,12 +41,15 @@ def fused_loss_table(results: dict[str, Any]) -> str:
         cases.sort(key=lambda c: (c["rows"], c["vocabulary"], c["dtype"] == "bfloat16"))
         found = {(str(row["case"]), row["implementation"]): row for row in rows}
         lines = [
-            [what.title, *(_loss_cell(found.get((str(case), name))) for case in cases)]
+            [what.title, *(cell(found.get((str(case), name))) for case in cases)]
+            for cell in (_loss_cell, _error_cell)
             for name, what in IMPLEMENTATIONS.items()
             if any((str(case), name) in found for case in cases)
         ]
+        half = len(lines) // 2
         header = [f"{c['rows']:,} x {c['vocabulary']:,} {SHORT[c['dtype']]}" for c in cases]
-        tables.append(markdown([title, *header], lines))
+        tables.append(markdown([f"{title}: share of matmul rate, extra memory", *header], lines[:half]))
+        tables.append(markdown([f"{title}: error of the head's gradient", *header], lines[half:]))
     absent = {row["implementation"] for row in results["rows"] if _absent(row)}
     return "\n\n".join(tables) + _note(IMPLEMENTATIONS[name].title for name in absent)
 
@@ -94,6 +97,12 @@ def _step_cell(row: dict[str, Any] | None) -> str:
         return row.get("left_out") or "failed"
     rate = row["steps_per_second"]
     return f"{rate:.{0 if rate > 10 else 2}f} steps/s, {row['peak_bytes'] / 1e6:,.0f} MB"
+
+
+def _error_cell(row: dict[str, Any] | None) -> str:
+    if row is None or "seconds" not in row:
+        return "-"
+    return f"{row['head_gradient_error']:.1e}"
 
 
 TABLES: dict[str, Callable[[dict[str, Any]], str]] = {

@@ -78,8 +78,8 @@ def main() -> None:
                     {
                         "shape": shape,
                         "measured": status("VmHWM") - before,
-                        "planned": made.memory_bytes,
-                        "weights": made.weights_bytes,
+                        "planned": made.memory.peak_bytes,
+                        "parts": vars(made.memory),
                     }
                 ),
                 flush=True,

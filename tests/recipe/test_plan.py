@@ -13,7 +13,8 @@ from rich.console import Console
 from limbeck.core.errors import ModelError
 from limbeck.core.registry import kinds
 from limbeck.models.load import load_student, load_teacher
-from limbeck.recipe.plan import LOSS_COPIES, OTHER_COPIES, plan
+from limbeck.recipe.memory import LOSS_COPIES, OTHER_COPIES
+from limbeck.recipe.plan import plan
 
 CPU = torch.device("cpu")
 TOLERANCE = 0.25
@@ -87,7 +88,7 @@ def test_parameters_are_those_of_the_real_models(make_recipe):
     teacher = load_teacher(recipe.teachers["big"], CPU, 64)
     student = load_student(recipe.student, recipe.teachers, CPU, 0)
     count = sum(p.numel() for p in student.module.parameters())
-    assert made.facts.student.parameters == made.trainable == count
+    assert made.facts.student.parameters == made.memory.trainable == count
     assert made.facts.teachers["big"].parameters == sum(
         p.numel() for p in teacher.module.parameters()
     )
@@ -117,7 +118,7 @@ def test_trained_parameters_are_those_of_the_real_student(make_recipe, name, tar
     made = plan(make_recipe(student=values))
     student = load_student(made.recipe.student, made.recipe.teachers, CPU, 0)
     trained = sum(p.numel() for p in student.module.parameters() if p.requires_grad)
-    assert made.trainable == trained
+    assert made.memory.trainable == trained
     if targets is None:
         assert made.facts.student.parameters == trained
 
@@ -130,7 +131,8 @@ def test_adapters_on_what_is_not_there(make_recipe):
 
 def test_memory_follows_what_the_recipe_says(make_recipe):
     def of(processes=1, train=None, **parts):
-        return plan(make_recipe({"device": "cpu", **(train or {})}, **parts), processes=processes)
+        made = plan(make_recipe({"device": "cpu", **(train or {})}, **parts), processes=processes)
+        return made.memory
 
     def student(**changes):
         return {"from": "teacher", "layers": [0, 3], **changes}
@@ -141,15 +143,21 @@ def test_memory_follows_what_the_recipe_says(make_recipe):
     assert base.weights_bytes == of(processes=2).weights_bytes
     assert base.weights_bytes == 2 * of(processes=2, train={"parallel": "fsdp"}).weights_bytes
     waiting = of(train={"accumulate": 2})
-    assert waiting.memory_bytes == (
-        waiting.weights_bytes + waiting.gradients_bytes + waiting.activations_bytes
+    assert waiting.peak_bytes == (
+        waiting.weights_bytes
+        + waiting.gradients_bytes
+        + waiting.activations_bytes
+        + waiting.loss_bytes
     )
-    assert of(student=student(gradient_checkpointing=True)).memory_bytes < base.memory_bytes
+    assert of(student=student(gradient_checkpointing=True)).peak_bytes < base.peak_bytes
     assert of(student=student(lora={"rank": 1})).weights_bytes < base.weights_bytes
     assert of(student=student(dtype="bfloat16")).activations_bytes < base.activations_bytes
     alone = of(terms=[{"objective": "cross_entropy"}])
-    assert alone.activations_bytes < base.activations_bytes
-    assert of(train={"device": "cuda"}).gradients_bytes == base.gradients_bytes / 3
+    assert alone.loss_bytes < base.loss_bytes
+    naive = of(train={"logits": "naive"})
+    assert naive.activations_bytes == base.activations_bytes
+    assert naive.loss_bytes > base.loss_bytes  # although the chunk holds all rows of so few
+    assert of(train={"device": "cuda"}).gradients_bytes < base.gradients_bytes
 
 
 def test_every_objective_is_in_the_table():

@@ -13,8 +13,12 @@ class Reader(Protocol):
     """Scores given text. `vocabulary` is a fingerprint: equal ones mean the same tokenizer."""
 
     name: str
-    offers: Needs
     vocabulary: str
+
+    @property
+    def offers(self) -> Needs:
+        """All signals it can give."""
+        ...
 
     def encode(self, sample: Sample) -> Encoding:
         """Tokenize one sample; truncation is counted in the result."""
