@@ -22,34 +22,28 @@ def markdown(header: list[str], rows: list[list[str]]) -> str:
 
 
 def fused_loss_table(results: dict[str, Any]) -> str:
-    """Implementations down, cases across: share of the matmul rate, and extra memory."""
+    """Implementations down, cases across: speed and memory, then the gradient's error."""
     from implementations import IMPLEMENTATIONS
 
+    present = [row for row in results["rows"] if not _absent(row)]
     tables: list[str] = []
     for divergence, title in (("forward_kl", "KL"), ("jensen_shannon", "Jensen-Shannon")):
-        rows = [
-            row
-            for row in results["rows"]
-            if row["case"]["divergence"] == divergence and not _absent(row)
-        ]
-        cases = []
-        for row in rows:
-            if row["case"] not in cases:
-                cases.append(row["case"])
-        if not cases:
-            continue
-        cases.sort(key=lambda c: (c["rows"], c["vocabulary"], c["dtype"] == "bfloat16"))
+        rows = [row for row in present if row["case"]["divergence"] == divergence]
         found = {(str(row["case"]), row["implementation"]): row for row in rows}
-        lines = [
-            [what.title, *(cell(found.get((str(case), name))) for case in cases)]
-            for cell in (_loss_cell, _error_cell)
-            for name, what in IMPLEMENTATIONS.items()
-            if any((str(case), name) in found for case in cases)
-        ]
-        half = len(lines) // 2
-        header = [f"{c['rows']:,} x {c['vocabulary']:,} {SHORT[c['dtype']]}" for c in cases]
-        tables.append(markdown([f"{title}: share of matmul rate, extra memory", *header], lines[:half]))
-        tables.append(markdown([f"{title}: error of the head's gradient", *header], lines[half:]))
+        cases = list({str(row["case"]): row["case"] for row in rows}.values())
+        cases.sort(key=lambda c: (c["rows"], c["vocabulary"], c["dtype"] == "bfloat16"))
+        columns = [f"{c['rows']:,} x {c['vocabulary']:,} {SHORT[c['dtype']]}" for c in cases]
+        for what, cell in (
+            ("share of the matmul rate, extra peak memory, time", _loss_cell),
+            ("relative error of the head's gradient against float64", _error_cell),
+        ):
+            lines = [
+                [one.title, *(cell(found.get((str(case), name))) for case in cases)]
+                for name, one in IMPLEMENTATIONS.items()
+                if any((str(case), name) in found for case in cases)
+            ]
+            if lines:
+                tables.append(markdown([f"{title}: {what}", *columns], lines))
     absent = {row["implementation"] for row in results["rows"] if _absent(row)}
     return "\n\n".join(tables) + _note(IMPLEMENTATIONS[name].title for name in absent)
 

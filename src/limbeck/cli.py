@@ -80,12 +80,25 @@ def init(
 
 
 @app.command()
-def plan(recipe: RecipePath, settings: Settings = None, debug: Debug = False) -> None:
+def plan(
+    recipe: RecipePath,
+    settings: Settings = None,
+    time: Annotated[
+        bool,
+        typer.Option("--time", help="Also time a few steps of shallow models, and tell how long."),
+    ] = False,
+    debug: Debug = False,
+) -> None:
     """Show what RECIPE would do and how much memory it would take; loads no weights."""
     from limbeck.recipe.plan import plan as make_plan
 
     document, resolved = _resolve(recipe, settings)
-    _console().print(make_plan(resolved, document).render())
+    made = make_plan(resolved, document)
+    _console().print(made.render())
+    if time:
+        from limbeck.recipe.calibrate import step_time
+
+        print(step_time(resolved, made.facts).render(resolved.train.steps))
 
 
 @app.command()

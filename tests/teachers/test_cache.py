@@ -1,7 +1,9 @@
 """What a cache gives back is what the teacher said, in any order and layout."""
 
+import gc
 import itertools
 import json
+import weakref
 from collections import Counter
 from dataclasses import replace
 
@@ -15,6 +17,7 @@ from limbeck import losses
 from limbeck.core.errors import CacheError, RecipeError
 from limbeck.core.specs import CachedTeacher, LocalTeacher
 from limbeck.core.types import Sample, Signals, Turn
+from limbeck.evals import Agreement, Perplexity
 from limbeck.losses.projection import Projection
 from limbeck.models.causal import CausalModel
 from limbeck.models.encode import Encoder
@@ -28,6 +31,7 @@ from limbeck.teachers.identity import difference, stamps, weight_files, weights_
 from limbeck.teachers.keep import KEEPERS, draw, join, keeper
 from limbeck.teachers.parts import parts
 from limbeck.teachers.store import Store
+from limbeck.train.loop import Trainer
 
 CPU = torch.device("cpu")
 LOGITS = frozenset({"logits"})
@@ -295,13 +299,16 @@ def test_full_logits_come_back_as_they_were(cached):
     torch.testing.assert_close(signals.logits, logits_of(live, view), rtol=1e-5, atol=1e-5)
 
 
-def test_hidden_states_and_the_head_make_the_teachers_logits(cached):
-    live, reader, samples = cached("hidden")
+@pytest.mark.parametrize(("dtype", "error"), [("float32", 1e-5), ("bfloat16", 0.05)])
+def test_hidden_states_and_the_head_make_the_teachers_logits(cached, tiny_teacher, dtype, error):
+    """In bfloat16 the model itself differs by more than this between two shapes of a batch."""
+    live, reader, samples = cached("hidden", of={"name": str(tiny_teacher), "dtype": dtype})
     view = mixed(live, samples)
     signals = reader.read(view, reader.offers)
     expected = logits_of(live, view)
-    torch.testing.assert_close(signals.projection.logits(), expected, rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(signals.logits, expected, rtol=1e-5, atol=1e-5)
+    assert signals.projection.hidden.dtype == signals.logits.dtype == getattr(torch, dtype)
+    torch.testing.assert_close(signals.projection.logits(), expected, rtol=error, atol=error)
+    torch.testing.assert_close(signals.logits, expected, rtol=error, atol=error)
     assert reader.read(view, frozenset({"projection"})).logits is None
 
 
@@ -460,6 +467,50 @@ def test_training_from_exact_logits_is_training_from_the_teacher(
     cached, live = losses_of(tmp_path / "cached"), losses_of(tmp_path / "live")
     assert cached == pytest.approx(live, rel=1e-4)
     assert len(set(live)) == len(live)
+
+
+def test_the_model_is_loaded_for_measurements_alone(recipe_of, monkeypatch, tmp_path):
+    """Twice: for what comes before training, and for what comes after."""
+    recipe = recipe_of(train={"steps": 2})
+    make_caches(recipe)
+    happened = []
+    load, train = load_teacher, Trainer.train
+
+    def loading(*arguments):
+        happened.append("load")
+        model = load(*arguments)
+        weakref.finalize(model, happened.append, "gone")
+        return model
+
+    def training(trainer):
+        gc.collect()
+        happened.append("train")
+        train(trainer)
+
+    monkeypatch.setattr("limbeck.recipe.run.load_teacher", loading)
+    monkeypatch.setattr(Trainer, "train", training)
+    run(recipe, tmp_path / "unmeasured")
+    assert happened == ["train"]
+    happened.clear()
+    measured = replace(recipe, evals=(Agreement(), Perplexity()), compare="labels")
+    report = run(measured, tmp_path / "measured")
+    gc.collect()
+    assert happened == ["load", "gone", "train", "load", "gone", "train", "load", "gone"]
+    assert report.agreement.control.kl_nats > 0
+    assert report.evals["perplexity"].teacher > 1
+    assert report.speed.teacher_tokens_per_second > 0
+
+
+def test_a_source_shows_every_training_row_once(make_recipe):
+    stream = make_recipe().source.open(3)
+    before = stream.state_dict()
+    ids = [sample.id for sample in stream.training]
+    assert len(ids) == len(set(ids)) == len(stream) == 56
+    assert not {sample.id for sample in stream.holdout} & set(ids)
+    assert stream.state_dict() == before
+    assert {next(stream).id for _ in range(56)} == set(ids)
+    assert [sample.id for sample in stream.training[5:9]] == ids[5:9]
+    assert stream.training[7].id == ids[7]
 
 
 def test_a_run_that_was_stopped_goes_on_from_the_cache(recipe_of, tmp_path):

@@ -66,7 +66,7 @@ def config_of(spec: Spec, teachers: Mapping[str, Any]) -> Any:
         return _new_config(spec, teachers)
     if isinstance(spec, CausalStudent) and spec.from_ is not None:
         origin = origin_of(spec, teachers)
-        return _cut_config(config_of(origin, teachers), spec.layers)
+        return cut_config(config_of(origin, teachers), spec.layers)
     assert spec.name is not None
     _check_folder(spec.name, spec.trust_remote_code)
     try:
@@ -217,7 +217,7 @@ def _json(path: Path) -> Mapping[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def _cut_config(config: Any, layers: tuple[int, ...] | None) -> Any:
+def cut_config(config: Any, layers: tuple[int, ...] | None) -> Any:
     """The teacher's configuration with only the chosen layers."""
     count: int = config.num_hidden_layers
     kept = tuple(range(count)) if layers is None else layers
