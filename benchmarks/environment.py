@@ -16,6 +16,8 @@ from typing import Any
 
 PACKAGES = ("torch", "transformers", "accelerate", "trl", "liger-kernel", "limbeck")
 
+PEERS = ("trl", "liger-kernel")
+
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 
@@ -67,6 +69,18 @@ def installed(package: str) -> str | None:
         return version(package)
     except PackageNotFoundError:
         return None
+
+
+def destination(asked: Path | None, usual: Path) -> Path | None:
+    """Where figures go: as asked, or the usual place if every peer is here, or nowhere (None).
+
+    Figures with the peers must not be lost to a run under a Python that has none.
+    """
+    missing = [name for name in PEERS if installed(name) is None]
+    if asked is None and missing:
+        print(f"not written without {' and '.join(missing)}; give --out to write it all the same")
+        return None
+    return asked or usual
 
 
 def commit() -> str | None:

@@ -32,7 +32,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from environment import environment, load, memory_bytes, now
+from environment import destination, environment, load, memory_bytes, now
 from measure import (
     answer,
     give_back_memory,
@@ -215,7 +215,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--case", action="append", choices=names, metavar="CASE", help=str(names))
     parser.add_argument("--implementation", action="append", choices=list(IMPLEMENTATIONS))
     parser.add_argument("--quick", action="store_true", help="2048x32000-float32, not written")
-    parser.add_argument("--out", type=Path, default=RESULTS, help="the JSON file")
+    parser.add_argument("--out", type=Path, help="the JSON file")
     parser.add_argument("--update", action="store_true", help="keep its other rows")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     return parser.parse_args()
@@ -273,9 +273,10 @@ def main() -> int:
     cases = [c for c in CASES if options.case is None or c.name in options.case]
     cases = CASES[:1] if options.quick else cases
     chosen = options.implementation or list(IMPLEMENTATIONS)
+    out = None if options.quick else destination(options.out, RESULTS)
     rows: list[dict[str, Any]] = []
-    if options.update and options.out.exists():
-        rows = json.loads(options.out.read_text())["rows"]
+    if options.update and out and out.exists():
+        rows = json.loads(out.read_text())["rows"]
     results = {"environment": environment(), "rows": rows}
     asked = bool(options.case)
     for case in cases:
@@ -286,9 +287,9 @@ def main() -> int:
             say(case, row)
             key = (row["case"], row["implementation"])
             rows[:] = [r for r in rows if (r["case"], r["implementation"]) != key] + [row]
-            if not options.quick:
-                options.out.parent.mkdir(exist_ok=True)
-                options.out.write_text(json.dumps(results, indent=1) + "\n")
+            if out:
+                out.parent.mkdir(exist_ok=True)
+                out.write_text(json.dumps(results, indent=1) + "\n")
     print("\n" + fused_loss_table(results))
     return 0 if all(row.get("agrees", True) for row in rows) else 1
 

@@ -85,13 +85,13 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
         own = [(row["extra_bytes"] - gradients_bytes(row["case"])) / 1e6 for row in points]
         memory.semilogx(xs, extra, "o-", label="all that was needed")
         memory.semilogx(xs, own, "s-", label="without the gradients of head and hidden state")
-        memory.set_ylim(bottom=0)
         memory.set_xlabel(labels[along])
         for axis in (time, memory):
             axis.set_xticks(xs, [f"{x:,}" for x in xs], fontsize=8)
             axis.minorticks_off()
             axis.legend(fontsize=8)
             axis.grid(alpha=0.3)
+    axes[1, 0].set_ylim(bottom=0)  # once all is drawn, or it would also fix the top
     axes[0, 0].set_ylabel("seconds")
     axes[1, 0].set_ylabel("extra peak memory, MB")
     figure.suptitle("Fused forward KL, forward and backward, float32, one CPU thread")

@@ -140,8 +140,8 @@ class Times:
 def times_of(call: Callable[[], Any], clear: Callable[[], None]) -> tuple[Times, PeakMemory]:
     """Times of repeated calls, and the memory of the first of them; `clear` drops gradients.
 
-    Those of the last call stay. Call it once before, to warm up. Seven calls where they are quick, three where they are not,
-    one where it takes longer than `LONG_SECONDS`.
+    Those of the last call stay. Call it once before, to warm up. Seven calls where they are quick,
+    three where they are not, one where it takes longer than `LONG_SECONDS`.
     """
     times, memory = Times(), PeakMemory()
     clear()

@@ -27,7 +27,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from environment import environment, load, now
+from environment import destination, environment, load, now
 from measure import answer, in_fresh_process
 from table import train_step_table
 from train_material import Size, write_material
@@ -97,7 +97,7 @@ def arguments() -> argparse.Namespace:
     )
     parser.add_argument("--cores", type=int, default=1, help="that the process may use (1)")
     parser.add_argument("--quick", action="store_true", help="few steps, V = 1,000, not written")
-    parser.add_argument("--out", type=Path, default=RESULTS, help="the JSON file")
+    parser.add_argument("--out", type=Path, help="the JSON file")
     parser.add_argument("--update", action="store_true", help="keep its other rows")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     return parser.parse_args()
@@ -125,9 +125,10 @@ def main() -> int:
         job = json.loads(options.worker)
         answer(measure_trainer(job["trainer"], Path(job["folder"]), Size(**job["size"])))
         return 0
+    out = None if options.quick else destination(options.out, RESULTS)
     rows: list[dict[str, Any]] = []
-    if options.update and options.out.exists():
-        rows = json.loads(options.out.read_text())["rows"]
+    if options.update and out and out.exists():
+        rows = json.loads(out.read_text())["rows"]
     results = {"environment": environment(), "rows": rows}
     asked = options.vocabulary or [size.vocabulary for size in SIZES]
     for size in [QUICK] if options.quick else [s for s in SIZES if s.vocabulary in asked]:
@@ -138,9 +139,9 @@ def main() -> int:
             say(row)
             key = (trainer, row["size"])
             rows[:] = [r for r in rows if (r["trainer"], r["size"]) != key] + [row]
-            if not options.quick:
-                options.out.parent.mkdir(exist_ok=True)
-                options.out.write_text(json.dumps(results, indent=1) + "\n")
+            if out:
+                out.parent.mkdir(exist_ok=True)
+                out.write_text(json.dumps(results, indent=1) + "\n")
     print("\n" + train_step_table(results))
     return 1 if any("error" in row for row in rows) else 0
 

@@ -88,6 +88,7 @@ FIELDS = {
     "student.causal": "name from_ layers config tokenizer revision max_length dtype lora quantize"
     " gradient_checkpointing compile trust_remote_code",
     "teacher.local": "name tokenizer revision dtype device quantize trust_remote_code",
+    "teacher.cache": "path of keep k temperature seed dtype",
     "source.dataset": "path split columns holdout",
     "eval.agreement": "batch_tokens",
     "eval.perplexity": "batch_tokens",
@@ -101,6 +102,7 @@ FIELDS = {
     "objective.skew_forward_kl": "temperature alpha",
     "objective.skew_reverse_kl": "temperature alpha",
     "objective.sorted_l1": "temperature",
+    "objective.sparse_kl": "temperature tail",
     "objective.total_variation": "temperature",
 }
 

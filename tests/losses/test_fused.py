@@ -421,3 +421,18 @@ def test_a_student_that_rules_out_what_the_teacher_draws():
     assert all(value == torch.inf for value in found.values())
     for mine, theirs in zip(*(torch.autograd.grad(x, (h, w)) for x in found.values()), strict=True):
         torch.testing.assert_close(mine, theirs)
+
+
+def test_a_very_certain_student_beside_a_tail():
+    """Rounding of the masses must not be taken for the probability of other tokens."""
+    generator = torch.Generator().manual_seed(0)
+    teacher = sparse(50, 300, 8, rest=True)
+    hidden = torch.randn(50, 16, generator=generator, dtype=torch.float64)
+    weight = torch.randn(300, 16, generator=generator, dtype=torch.float64)
+    hidden = hidden + 3 * weight[teacher.ids[:, 2]]  # nearly all on one of the known tokens
+    results = []
+    for dtype, name in ((torch.float32, "chunked"), (torch.float64, "naive")):
+        h = hidden.to(dtype).requires_grad_()
+        total = fused_linear_sparse_kl(h, weight.to(dtype), teacher, implementation=name)
+        results.append((total.double(), torch.autograd.grad(total, h)[0].double()))
+    torch.testing.assert_close(*results, rtol=1e-5, atol=1e-4)

@@ -1,6 +1,7 @@
 """Encoding: what is learnt, where tokens stand in the text, what is cut."""
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -138,3 +139,26 @@ def test_a_real_chat_template(shared):
         Turn(role="assistant", text="It is 4.", learn=True),
     )
     assert learnt(encoder, Sample(id="s", turns=turns)) == "It is 4.<|im_end|>"
+
+
+def test_a_sample_keeps_its_name_in_every_layout(encoder):
+    samples = [
+        Sample(id=name, turns=(Turn(text=f"{name} cat "), Turn(text="sat on a mat", learn=True)))
+        for name in ("row 7", "row 12")
+    ]
+    encodings = [encoder.encode(sample) for sample in samples]
+    assert [encoding.name for encoding in encodings] == ["row 7", "row 12"]
+    for packed in (False, True):
+        assert encoder.collate(encodings, packed=packed).names == ("row 7", "row 12")
+
+
+def test_in_a_packed_line_no_row_predicts_another_samples_token(encoder):
+    whole = Sample(id="s", turns=(Turn(text="the cat sat", learn=True),))
+    encodings = [encoder.encode(whole)] * 3
+    view = encoder.collate(encodings, packed=True)
+    length = len(encodings[0].ids)
+    assert all(encodings[0].learn)
+    assert len(view.rows) == 3 * (length - 1)
+    assert view.positions.tolist() == [[*range(length)] * 3]
+    assert torch.equal(view.sample_of(view.rows), view.sample_of(view.rows + 1))
+    assert torch.equal(view.labels, view.ids[0, view.rows + 1])

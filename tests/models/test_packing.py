@@ -124,6 +124,7 @@ def test_packed_logits_are_those_of_each_sample_alone(family, attention, tokeniz
             found = model.read(view, LOGITS).logits
     assert torch.allclose(found, expected, atol=1e-5)
     assert model.module.config._attn_implementation == attention
+    assert model.collate(samples).positions is None
     # Had it read something else in front of them, it would have said something else.
     changed = [*encodings((8,)), *samples]
     mixed = torch.tensor([[token for sample in changed for token in sample.ids]])
@@ -186,6 +187,14 @@ def test_attention_by_sample_also_serves_a_family_that_mixes_with_a_mask(tokeniz
         assert on
         found = logits(model, samples, packed=True)
     assert torch.allclose(found, alone(model, samples), atol=1e-5)
+
+
+def test_a_new_model_that_hardly_hears_its_context_is_asked_in_float32(tokenizer):
+    for family, expected in (("gpt2", True), ("bloom", False)):
+        settings = {**{**APART, **MIXED}[family], "initializer_range": 0.004}
+        model = model_of(family, tokenizer, settings)
+        model.autocast = torch.bfloat16
+        assert keeps_apart(model) is expected, family
 
 
 def test_one_model_that_mixes_pads_for_all(tokenizer):

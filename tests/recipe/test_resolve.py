@@ -11,7 +11,7 @@ from pydantic import TypeAdapter
 import limbeck.recipe.resolve  # noqa: F401  # registers the kinds
 from limbeck.core.errors import RecipeError
 from limbeck.core.registry import kinds
-from limbeck.core.specs import CausalStudent, LocalTeacher, Lora
+from limbeck.core.specs import CachedTeacher, CausalStudent, LocalTeacher, Lora
 from limbeck.evals import Agreement, Perplexity, Task
 from limbeck.objectives import CrossEntropy, ForwardKL
 from limbeck.recipe.document import Document, parse
@@ -35,6 +35,7 @@ shares = st.floats(0, 1)
 inner_shares = st.floats(0.01, 0.99)
 maybe = {"revision": st.none() | texts, "tokenizer": st.none() | texts}
 FIELDS = {"temperature": rates, "beta": shares, "alpha": shares, "mu": inner_shares}
+FIELDS["tail"] = st.booleans()
 
 
 def objectives(kind):
@@ -106,10 +107,31 @@ evals = st.lists(
 ).map(tuple)
 
 
-def recipes(kind):
+def cached(temperature):
+    return st.builds(
+        CachedTeacher,
+        path=texts,
+        of=teachers,
+        keep=st.sampled_from(["sampled", "topk"]),
+        k=positive,
+        temperature=st.just(temperature),
+        seed=st.integers(0, 2**63),
+        dtype=st.sampled_from(["auto", "bfloat16"]),
+    )
+
+
+@st.composite
+def recipes(draw, kind):
+    objective = draw(objectives(kind))
+    sparse = "sparse" in objective.needs
+    teacher = cached(objective.temperature) if sparse else teachers
+    return draw(recipes_with(objective, teacher, kind))
+
+
+def recipes_with(objective, teacher, kind):
     term = st.builds(
         Term,
-        objective=objectives(kind),
+        objective=st.just(objective),
         teacher=st.just("big") if OBJECTIVES[kind].needs else st.none(),
         weight=st.floats(0, 1e6),
         channel=st.none() | texts,
@@ -120,7 +142,7 @@ def recipes(kind):
         student=students,
         source=sources,
         terms=st.tuples(term),
-        teachers=st.builds(lambda teacher: {"big": teacher}, teachers),
+        teachers=st.builds(lambda big: {"big": big}, teacher),
         train=trains,
         evals=evals,
         compare=st.sampled_from([None, "labels"]),

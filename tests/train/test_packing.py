@@ -234,21 +234,25 @@ def test_rows_pair_alike_in_any_two_layouts(couples, same_vocabulary):
 
 
 def test_the_same_tokens_cut_into_other_samples_are_not_the_same():
-    def encoding(ids):
-        return Encoding(
-            ids=ids,
-            learn=[place in (2, 3) for place in ids],
-            starts=[0] * len(ids),
-            ends=[1] * len(ids),
-        )
+    def view(*samples):
+        encodings = [
+            Encoding(
+                ids=ids,
+                learn=[token == 4 for token in ids],
+                starts=list(range(len(ids))),
+                ends=list(range(1, len(ids) + 1)),
+            )
+            for ids in samples
+        ]
+        return encoder().collate(encodings, packed=True)
 
-    one = encoder().collate([encoding([1, 2, 3, 4]), encoding([5])], packed=True)
-    two = encoder().collate([encoding([1, 2, 3]), encoding([4, 5])], packed=True)
+    one, two = view([1], [2, 3, 4], [5]), view([1], [2], [3, 4, 5])
     assert torch.equal(one.ids, two.ids)
     assert torch.equal(one.rows, two.rows)
-    assert not torch.equal(one.positions, two.positions)
-    mine = pair(one, two, [1.0, 2.0], same_vocabulary=True)
-    assert mine.student is None  # the rows that are learnt stand in the same sample all the same
+    assert pair(one, one, [1.0] * 3, same_vocabulary=True).student is None
+    found = pair(one, two, [1.0] * 3, same_vocabulary=True)
+    assert found.student is not None
+    assert len(found.student) == len(found.teacher) == len(found.weight) == 0
 
 
 def views(encodings):

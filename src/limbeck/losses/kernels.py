@@ -150,7 +150,7 @@ def sparse_kl(student: Softened, teacher: Sparse, *, tail: bool = True) -> tuple
     gradient = q * total[:, None]
     if tail and bool((rest > 0).any()):
         # Places without mass may name any token, even one that has mass at another place.
-        own = torch.where(mass > 0, q.gather(-1, teacher.ids), 0.0)
+        own = torch.where(mass > 0, gradient.gather(-1, teacher.ids), 0.0)
         others = gradient.scatter_add(-1, teacher.ids, -own).clamp_(min=0.0)
         q_rest = others.sum(-1)
         value = value - torch.xlogy(rest, q_rest)

@@ -21,14 +21,13 @@ def template(method: str, *, student: str, teacher: str, data: str) -> str:
         raise RecipeError("METHOD", f"no objective {method!r}; {did_you_mean(method, list(known))}")
     cls = known[method]
     student, teacher, data = _word(student), _word(teacher), _word(data)
-    settings = "".join(f", {field.name}: {field.default}" for field in fields(cls))
+    settings = "".join(f", {field.name}: {_value(field.default)}" for field in fields(cls))
     title = (cls.__doc__ or method).strip().splitlines()[0]
     taught = bool(getattr(cls, "needs", ()))
-    teachers = (
-        f"teachers:\n  big: {{kind: local, name: {teacher}}}   # its weights keep their own dtype\n"
-        if taught
-        else ""
-    )
+    big = f"{{kind: local, name: {teacher}}}   # its weights keep their own dtype"
+    if "sparse" in getattr(cls, "needs", ()):
+        big = f"{{kind: cache, path: cache, of: {{name: {teacher}}}}}   # see `limbeck cache`"
+    teachers = f"teachers:\n  big: {big}\n" if taught else ""
     evals = "agreement, perplexity" if taught else "perplexity"
     compare = "compare: labels          # also train on hard labels alone, to see the gain\n"
     return f"""\
@@ -50,6 +49,11 @@ evals: [{evals}]
 {compare if taught else ""}price: {{}}                 # teacher_usd_per_hour, student_usd_per_hour
 seed: 0
 """
+
+
+def _value(value: object) -> str:
+    """A setting as YAML."""
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _word(text: str) -> str:

@@ -27,7 +27,7 @@ from limbeck.train.batches import Batches
 from limbeck.train.loss import fits_chunks, over_head, over_signals
 from limbeck.train.mesh import Mesh
 from limbeck.train.optim import LossScale, gradient_norm
-from limbeck.train.prepare import MicroBatch, Preparation, needs_of
+from limbeck.train.prepare import MicroBatch, Preparation
 
 PROJECTION: Needs = frozenset({"projection"})
 TINY = torch.finfo(torch.float32).tiny
@@ -108,11 +108,16 @@ class Trainer:
         self.at_head = (
             self.logits != "naive" and self.student.head is not None and fits_chunks(self.terms)
         )
+        # What inference mode makes cannot be kept for a backward pass, which whole logits need.
+        quiet = self.at_head and self.mesh.parallel != "fsdp"
+        self.quiet = torch.inference_mode if quiet else torch.no_grad
+        self.wanted = {name: self.wants(name) for name in self.heard_names}
         self.preparation = Preparation(
             self.student,
             {name: self.readers[name] for name in self.heard_names},
             self.terms,
             self.batches,
+            wanted=self.wanted,
             rank=self.mesh.rank,
             processes=self.mesh.size,
             accumulate=self.accumulate,
@@ -212,14 +217,19 @@ class Trainer:
         return sums
 
     def listen(self, name: str, micro: MicroBatch) -> Signals:
-        """What one teacher says; without logits where hidden states and head will do."""
+        """What one teacher says of a micro-batch."""
         if name in micro.heard:
             return micro.heard[name]
-        reader, needs = self.readers[name], needs_of(self.terms, name)
-        if self.at_head and "projection" in reader.offers and "logits" in needs:
+        with self.quiet():
+            return self.readers[name].read(micro.views[name], self.wanted[name])
+
+    def wants(self, name: str) -> Needs:
+        """What all terms ask of a teacher; no logits where hidden states and head will do."""
+        asked = [term.objective.needs for term in self.terms if term.teacher == name]
+        needs: Needs = frozenset[Any]().union(*asked)
+        if self.at_head and "logits" in needs and "projection" in self.readers[name].offers:
             needs = needs - {"logits"} | PROJECTION
-        with torch.no_grad():
-            return reader.read(micro.views[name], needs)
+        return needs
 
     def update(self, loss: float, rate: float) -> float:
         """Clip and step; skip and count where loss or gradient is not finite. Returns the norm."""

@@ -45,6 +45,7 @@ class Preparation:
         readers: the teachers by name.
         terms: for which rows are paired.
         batches: what the samples come from.
+        wanted: what is asked of each teacher.
         rank, processes, accumulate: which micro-batches of a step are this process's.
         pin: hold tensors in memory that a GPU can copy from while it computes.
     """
@@ -56,13 +57,14 @@ class Preparation:
         terms: Sequence[Term],
         batches: Batches,
         *,
+        wanted: Mapping[str, Needs],
         rank: int,
         processes: int,
         accumulate: int,
         pin: bool,
     ) -> None:
         self.student, self.readers, self.terms, self.batches = student, readers, terms, batches
-        self.processes, self.accumulate, self.pin = processes, accumulate, pin
+        self.wanted, self.processes, self.accumulate, self.pin = wanted, processes, accumulate, pin
         self.mine = slice(rank * accumulate, (rank + 1) * accumulate)
         self.thread = ThreadPoolExecutor(1, thread_name_prefix="prepare")
         self._waiting: Future[list[MicroBatch]] | None = None
@@ -103,7 +105,7 @@ class Preparation:
             else:
                 views[name] = reader.collate([reader.encode(sample) for sample in samples])
             if getattr(reader, "ahead", False):
-                heard[name] = reader.read(views[name], needs_of(self.terms, name))
+                heard[name] = reader.read(views[name], self.wanted[name])
         pairings: list[Pairing] = []
         for term in self.terms:
             weights = [s.weight if term.channel in (None, s.channel) else 0.0 for s in samples]
@@ -122,13 +124,6 @@ class Preparation:
             heard,
             tokens=sum(len(item.encoding.ids) for item in items if item.sample.weight > 0),
         )
-
-
-def needs_of(terms: Sequence[Term], teacher: str) -> Needs:
-    """Everything that is asked of one teacher."""
-    return frozenset[Any]().union(
-        *(term.objective.needs for term in terms if term.teacher == teacher)
-    )
 
 
 def _usable(pairing: Pairing, heard: Signals | None) -> Pairing:
