@@ -28,6 +28,10 @@ def seeded(seed: int, name: str, *numbers: int) -> Iterator[None]:
 
     The caller's global generators are as before when the block ends.
     """
+    chosen = stream_seed(seed, name, *numbers)
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-        torch.manual_seed(stream_seed(seed, name, *numbers))
+        # Not torch.manual_seed: without a GPU it spends its time noting where it was called.
+        torch.default_generator.manual_seed(chosen)
+        if torch.cuda.is_available():
+            torch.cuda.manual_seed_all(chosen)
         yield

@@ -1,5 +1,6 @@
 """A causal language model of transformers as Reader and Speaker."""
 
+import math
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from typing import Any, TypeVar
@@ -45,7 +46,7 @@ class CausalModel:
         self.encoder = Encoder(tokenizer, max_length)
         self.vocabulary = vocabulary_fingerprint(tokenizer)
         self.autocast, self.head = autocast, head
-        self.packed = False  # see models/packing.py
+        self.packs_from = math.inf  # share of padding; see models/packing.py
 
     @property
     def offers(self) -> Needs:
@@ -76,8 +77,10 @@ class CausalModel:
         return self.encoder.encode(sample)
 
     def collate(self, encodings: Sequence[Encoding]) -> View:
-        """Pad encodings into a batch, or pack them where `packed` is on."""
-        return self.encoder.collate(encodings, packed=self.packed)
+        """Pad encodings into a batch, or pack them where so much would be padding."""
+        lengths = [len(encoding.ids) for encoding in encodings]
+        padding = 1 - sum(lengths) / max(1, len(lengths) * max(lengths, default=0))
+        return self.encoder.collate(encodings, packed=padding >= self.packs_from)
 
     def read(self, view: View, needs: Needs) -> Signals:
         """What is asked of the view's rows only: the head never sees a prompt or padding."""

@@ -6,6 +6,7 @@ an error there, so each model is asked, with a question whose answer is known.
 """
 
 import logging
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Literal
@@ -34,6 +35,9 @@ TOLERANCE = {torch.float32: 1e-3}
 ROUGH_TOLERANCE = 0.1
 """The same in half precision. Where rounding alone is more, samples are padded, to be safe."""
 
+WORTH_PACKING = 0.05
+"""Padding, as a share of all positions, below which a batch is quicker padded than packed."""
+
 LOGITS: Needs = frozenset({"logits"})
 
 
@@ -41,9 +45,9 @@ LOGITS: Needs = frozenset({"logits"})
 def packing(wish: Packing, models: Sequence[CausalModel]) -> Iterator[bool]:
     """Let all models pack in the block, or none: what they share of a batch has one layout.
 
-    `always` packs wherever that is right, and `auto` where it is known to be faster too: with flash
-    or flex attention, and with torch's own on a CPU. On a GPU, a kernel for each sample may cost
-    more than the padding that it saves.
+    `always` packs wherever that is right, and `auto` where it is known to be faster too: batches
+    with more than a little padding, with flash or flex attention, and with torch's own on a CPU. On
+    a GPU, a kernel for each sample may cost more than the padding that it saves.
     """
     with ExitStack() as stack:
         if wish != "never":
@@ -57,8 +61,9 @@ def packing(wish: Packing, models: Sequence[CausalModel]) -> Iterator[bool]:
         if not on:
             stack.close()
         for model in models:
-            stack.callback(setattr, model, "packed", False)
-            model.packed = on
+            stack.callback(setattr, model, "packs_from", math.inf)
+            if on:
+                model.packs_from = WORTH_PACKING if wish == "auto" else 0.0
         yield on
 
 
