@@ -19,11 +19,18 @@ import torch
 from torch import Tensor
 
 from limbeck.losses import kernels
+from limbeck.losses.pages import zeros
 from limbeck.losses.projection import Projection
 from limbeck.losses.sparse import Sparse
 
 CHUNK_BYTES = 160 * 2**20
 """Size of a chunk's logits of one model: enough for fast products, little beside a head."""
+
+CHUNK_ROWS = {"cpu": 512}
+"""Rows of a chunk at most, where no more are needed for fast products."""
+
+PROJECTED_COLUMNS = 1024
+"""Columns of float32 logits that a CPU makes at a time: so much of a head fits its cache."""
 
 BLOCK_ELEMENTS = {"cpu": 2**18}
 """Logits whose losses are taken together, so that some arrays of them fit a core's cache."""
@@ -31,7 +38,7 @@ BLOCK_ELEMENTS = {"cpu": 2**18}
 LARGE_BLOCK_ELEMENTS = 2**26
 """The same on other devices, where a block only has to bound temporaries."""
 
-STRIPE_ELEMENTS = 2**23
+STRIPE_ELEMENTS = 2**22
 """Entries of a head's gradient that are added at a time, where products are not in float32."""
 
 
@@ -147,8 +154,11 @@ class Work:
     def chunks(self) -> Iterator[Tensor]:
         """Indices of the rows of each chunk; all chunks are of about the same size."""
         n, width = len(self.index), self.student.vocabulary
-        most = self.chunk_rows or CHUNK_BYTES // (width * self.student.hidden.dtype.itemsize)
-        parts = -(-n // max(1, most))
+        most = self.chunk_rows
+        if most is None:
+            most = CHUNK_BYTES // (width * self.student.hidden.dtype.itemsize)
+            most = min(max(1, most), CHUNK_ROWS.get(self.index.device.type, most))
+        parts = -(-n // most)
         yield from self.index.tensor_split(parts) if parts else ()
 
     def losses(self, rows: Tensor) -> Tensor:
@@ -183,12 +193,18 @@ class Work:
         rows = rows.to(of.hidden.device)
         hidden = of.hidden[rows]
         if name not in self.buffers or len(self.buffers[name]) < len(rows):
-            self.buffers[name] = hidden.new_empty(len(rows), of.vocabulary)
+            shape = (len(rows), of.vocabulary)
+            self.buffers[name] = zeros(shape, hidden.dtype, hidden.device)
         out = self.buffers[name][: len(rows)]
-        if of.bias is None:
-            torch.mm(hidden, of.weight.T, out=out)
-        else:
-            torch.addmm(of.bias, hidden, of.weight.T, out=out)
+        striped = out.device.type == "cpu" and out.dtype == torch.float32
+        step = PROJECTED_COLUMNS if striped else of.vocabulary
+        for first in range(0, of.vocabulary, step):
+            columns = slice(first, first + step)
+            head = of.weight[columns].T
+            if of.bias is None:
+                torch.mm(hidden, head, out=out[:, columns])
+            else:
+                torch.addmm(of.bias[columns], hidden, head, out=out[:, columns])
         if of.low_hidden is not None and of.low_weight is not None:
             out.addmm_(of.low_hidden[rows], of.low_weight.T)
         return out.to(self.student.hidden.device)
@@ -325,6 +341,7 @@ def _add_outer(total: Tensor, gradient: Tensor, hidden: Tensor) -> None:
         total.addmm_(gradient.T, hidden)
         return
     stripe = max(1, STRIPE_ELEMENTS // total.shape[1])
+    part = gradient.new_empty(min(stripe, len(total)), total.shape[1])
     for first in range(0, len(total), stripe):
-        columns = slice(first, first + stripe)
-        total[columns] += gradient[:, columns].T @ hidden
+        into = total[first : first + stripe]
+        into += torch.mm(gradient[:, first : first + stripe].T, hidden, out=part[: len(into)])
