@@ -1,5 +1,6 @@
-"""Large buffers on a CPU in huge pages, which the kernel hands out and looks up 512 times faster."""
+"""Large buffers on a CPU in huge pages: a 512th as many for the kernel to hand out and look up."""
 
+import contextlib
 import math
 import mmap
 from collections.abc import Sequence
@@ -19,8 +20,6 @@ def zeros(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Ten
     if device.type != "cpu" or size < 2 * HUGE_PAGE_BYTES or not hasattr(mmap, "MADV_HUGEPAGE"):
         return torch.zeros(shape, dtype=dtype, device=device)
     memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)  # begins as zeros
-    try:
+    with contextlib.suppress(OSError):  # a kernel without them serves small pages
         memory.madvise(mmap.MADV_HUGEPAGE)
-    except OSError:  # a kernel without them serves small pages
-        pass
     return torch.frombuffer(memory, dtype=dtype).view(*shape)
