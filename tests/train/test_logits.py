@@ -1,15 +1,20 @@
 """Losses taken chunk by chunk at the head train the same student as whole logits do."""
 
+import dataclasses
 import json
+from typing import ClassVar
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from limbeck.core.term import Term
 from limbeck.losses import chunks, fused
 from limbeck.models.causal import CausalModel
+from limbeck.objectives import ForwardKL
 from limbeck.recipe.run import run
 from limbeck.train.checkpoint import sorted_checkpoints
+from limbeck.train.loss import fits_chunks
 
 STEPS = 20
 FEW = 4
@@ -120,3 +125,33 @@ def test_half_precision_follows_whole_logits(make_recipe, tmp_path, dtype):
         curves[name] = [m["loss"] for m in trained(tmp_path / name)[1]]
     assert curves["chunked"] == pytest.approx(curves["naive"], rel=0.02)
     assert curves["chunked"][-1] < curves["chunked"][0]
+
+
+class Together(ForwardKL):
+    """Looks at all rows together, and does not say that it would do with some."""
+
+    rowwise: ClassVar[bool] = False
+    seen: ClassVar[list[int]] = []
+
+    def __call__(self, student, teacher):
+        self.seen.append(len(student.labels))
+        rows = super().__call__(student, teacher)
+        return rows / rows.detach().mean()
+
+
+def test_an_objective_over_all_rows_gets_all_rows(make_recipe, tmp_path, few_rows_a_chunk):
+    recipe = make_recipe({"steps": 2, "packing": "never"}, evals=[])
+    term = Term(objective=Together(), teacher="big")
+    run(dataclasses.replace(recipe, terms=(term,)), tmp_path / "a")
+    assert all(m["loss"] == pytest.approx(1.0) for m in trained(tmp_path / "a")[1])
+    assert min(Together.seen) > 7
+
+
+def test_an_objective_with_weights_of_its_own_is_not_cut_off_from_them():
+    class Owning(torch.nn.Module):
+        rowwise, unit, asks, needs = True, "token", frozenset({"logits"}), frozenset()
+
+    term = Term.__new__(Term)
+    object.__setattr__(term, "objective", Owning())
+    assert not fits_chunks([term])
+    assert fits_chunks([Term(objective=ForwardKL())])

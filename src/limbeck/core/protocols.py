@@ -50,6 +50,8 @@ class Objective(Protocol):
         asks: Signals it reads of the student.
         needs: Signals it reads of the teacher; empty means that it has no teacher.
         unit: what a row is.
+        rowwise: (may be absent, then False) True where a row's loss depends on that row alone, so
+            that a few rows may be asked for at a time and logits need not all be made.
         shared_vocabulary: True where row i is compared token by token, so that both models must
             have the same tokenizer.
     """

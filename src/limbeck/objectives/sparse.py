@@ -30,6 +30,7 @@ class SparseKL:
     needs: ClassVar[Needs] = frozenset({"sparse"})
     unit: ClassVar[Unit] = "token"
     shared_vocabulary: ClassVar[bool] = True
+    rowwise: ClassVar[bool] = True
 
     temperature: Temperature = 1.0
     tail: bool = True

@@ -29,7 +29,8 @@ class LogitObjective:
     """Common to all that read the logits of both models; a subclass names its `loss`.
 
     Attributes:
-        loss: function of `limbeck.losses`, ([n, v], [n, v], **fields) -> [n].
+        loss: function of `limbeck.losses`, ([n, v], [n, v], **fields) -> [n], where each row's
+            value depends on that row alone.
         temperature: divides both models' logits; the loss is multiplied by its square.
     """
 
@@ -37,6 +38,7 @@ class LogitObjective:
     needs: ClassVar[Needs] = frozenset({"logits"})
     unit: ClassVar[Unit] = "token"
     shared_vocabulary: ClassVar[bool] = True
+    rowwise: ClassVar[bool] = True
     loss: ClassVar[Callable[..., Tensor]]
 
     temperature: Temperature = 1.0
@@ -150,6 +152,7 @@ class CrossEntropy:
     needs: ClassVar[Needs] = frozenset()
     unit: ClassVar[Unit] = "token"
     shared_vocabulary: ClassVar[bool] = False
+    rowwise: ClassVar[bool] = True
     kernel: ClassVar[Kernel] = staticmethod(kernels.cross_entropy)
 
     def __call__(self, student: Signals, teacher: Signals) -> Tensor:

@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.profiler import record_function
 
 from limbeck.core.term import Term
@@ -24,9 +24,14 @@ IN_A_CHUNK: Needs = frozenset({"logits", "sparse", "chosen"})
 
 
 def fits_chunks(terms: Sequence[Term]) -> bool:
-    """Whether no term asks for more than some rows' logits at a time."""
+    """Whether each term can do with some rows' logits at a time.
+
+    An objective must say that it is `rowwise`: one that looks at several rows together would give
+    other values on fewer of them, and one with parameters of its own would lose their gradient.
+    """
     return all(
-        term.objective.unit == "token"
+        getattr(term.objective, "rowwise", False)
+        and not isinstance(term.objective, nn.Module)
         and term.objective.asks <= {"logits"}
         and term.objective.needs <= IN_A_CHUNK
         for term in terms
