@@ -4,6 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 QUIET := --quiet --disable-pip-version-check
 
+BENCHMARKS := fused_loss train_step loss_scaling cache_size cache_quality teacher_certainty table
+
 .PHONY: help setup demo test check docs bench clean
 help:  ## what can be made
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
@@ -34,7 +36,7 @@ docs: setup  ## the documentation as a site in site/
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 
 bench: setup  ## the measurements behind the README
-	@for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done
+	@for name in $(BENCHMARKS); do $(BIN)/python benchmarks/$$name.py || exit 1; done
 
 clean:  ## remove what was made
 	@rm -rf $(VENV) runs site .pytest_cache .ruff_cache

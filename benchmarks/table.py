@@ -2,9 +2,10 @@
 
     python benchmarks/table.py
 
-prints what `fused_loss.py`, `train_step.py` and `loss_scaling.py` wrote, as Markdown.
+prints what the other scripts wrote, as Markdown; with `--readme` it puts the README's tables there.
 """
 
+import argparse
 import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -105,8 +106,77 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
 }
 
 
+def cache_size_table(results: dict[str, Any]) -> str:
+    """What a token takes on disk, ours beside theirs at the same k and about the same error."""
+    rows: list[list[str]] = []
+    for name, teacher in results["teachers"].items():
+        for line in teacher["lines"]:
+            share = line.get("share_of_theirs")
+            mean = line.get("mean_error_nats")
+            rows.append(
+                [
+                    name,
+                    line["what"],
+                    line["who"],
+                    f"{line['bytes_per_token']:.1f}",
+                    "" if share is None else f"{share:.0%}",
+                    "" if mean is None else f"{mean:.4f}",
+                ]
+            )
+    header = ["teacher", "kept", "by", "bytes/token", "of theirs", "mean error, nats"]
+    return markdown(header, rows)
+
+
+def cache_quality_table(results: dict[str, Any]) -> str:
+    """Students of a live and of a cached teacher."""
+    from cache_quality import table
+
+    return table(results["rows"])
+
+
+TABLES |= {"cache_size": cache_size_table, "cache_quality": cache_quality_table}
+
+BEGIN, END = "<!-- benchmarks/table.py writes from here -->", "<!-- to here -->"
+
+
+def readme_section() -> str:
+    """The README's part: its words and the figures."""
+    parts: list[str] = []
+    for name, words in README_PARTS.items():
+        path = RESULTS / f"{name}.json"
+        if path.exists():
+            parts += [words, TABLES[name](json.loads(path.read_text())).strip()]
+    return "\n\n".join(parts)
+
+
+README_PARTS = {
+    "train_step": """Whole training steps beside TRL 1.16, one CPU thread, the same random two-layer
+models and rows, 4 rows a step (`benchmarks/train_step.py`; peak is of the whole process):""",
+    "fused_loss": """A distillation loss from hidden states and heads, forward and backward, one CPU
+thread, student width 512, teacher width 1,024 (`benchmarks/fused_loss.py`): share of the machine's
+own rate on exactly the matrix products that the loss needs, memory on top of the inputs with the
+gradients in it, and seconds.""",
+    "cache_quality": """Students of a live and of a cached teacher, three seeds, mean
+[lowest, highest] (`benchmarks/cache_quality.py`; the last column is the speed beside plain
+fine-tuning):""",
+}
+
+
+def write_readme() -> None:
+    """Put the section between its marks."""
+    path = Path(__file__).resolve().parents[1] / "README.md"
+    before, _, rest = path.read_text().partition(BEGIN)
+    _, _, after = rest.partition(END)
+    path.write_text(f"{before}{BEGIN}\n\n{readme_section()}\n\n{END}{after}")
+
+
 def main() -> None:
-    """Print every table whose figures are there."""
+    """Print every table whose figures are there, or put the README's into it."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--readme", action="store_true", help="write README.md's tables anew")
+    if parser.parse_args().readme:
+        write_readme()
+        return
     for name, table in TABLES.items():
         path = RESULTS / f"{name}.json"
         if path.exists():

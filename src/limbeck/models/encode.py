@@ -5,10 +5,16 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
 from limbeck.core.errors import DataError
 from limbeck.core.types import NO_OFFSET, Encoding, Sample, Turn, View
+
+IntArray = NDArray[np.int64]
+
+LARGEST_OF_BYTES = (0x7F, 0x7FF, 0xFFFF)
+"""Largest characters that take one, two and three bytes of UTF-8."""
 
 
 class Encoder:
@@ -47,9 +53,9 @@ class Encoder:
             verbose=False,
         )
         ids: list[int] = encoded["input_ids"]
-        offsets: list[tuple[int, int]] = encoded["offset_mapping"]
+        offsets = np.array(encoded["offset_mapping"], dtype=np.int64).reshape(-1, 2)
         learnt = [span for span, turn in zip(spans, turns, strict=True) if turn.learn]
-        learn = [end > start and _inside(end, learnt) for start, end in offsets]
+        learn = _inside(offsets, learnt).tolist()
         starts, ends = _to_bytes(offsets, len(text), spans, turns, privileged)
         ends_learnt = bool(turns) and turns[-1].learn
         if ends_learnt and not chat and self.eos is not None and ids[-1:] != [self.eos]:
@@ -163,13 +169,17 @@ def _join(turns: Sequence[Turn]) -> tuple[str, list[tuple[int, int]]]:
     return text, spans
 
 
-def _inside(end: int, spans: Sequence[tuple[int, int]]) -> bool:
-    """Whether a token's last character lies in one of the spans."""
-    return any(first < end <= last for first, last in spans)
+def _inside(offsets: IntArray, spans: Sequence[tuple[int, int]]) -> NDArray[np.bool_]:
+    """Whether each token has characters, the last of which lies in one of the spans."""
+    starts, ends = offsets.T
+    inside = np.zeros(len(offsets), dtype=np.bool_)
+    for first, last in spans:
+        inside |= (first < ends) & (ends <= last)
+    return inside & (ends > starts)
 
 
 def _to_bytes(
-    offsets: Sequence[tuple[int, int]],
+    offsets: IntArray,
     rendered: int,
     spans: Sequence[tuple[int, int]],
     turns: Sequence[Turn],
@@ -188,13 +198,12 @@ def _to_bytes(
         length = min(end - start, len(turn.text) - lead) + 1
         place[start : start + length] = np.arange(length) + position + lead
         position += len(turn.text)
-    sizes = [len(character.encode("utf-8", "surrogatepass")) for character in words]
+    points = np.frombuffer(words.encode("utf-32-le", "surrogatepass"), dtype="<u4")
+    sizes = 1 + sum((points > largest).astype(np.int64) for largest in LARGEST_OF_BYTES)
     byte_of = np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)])
-    if not offsets:
-        return [], []
-    first, last = place[np.array(offsets)].T
+    first, last = place[offsets].T
     last = np.where(last < 0, first, last)
-    known = (first >= privileged) & (np.diff(np.array(offsets)).ravel() > 0)
+    known = (first >= privileged) & (offsets[:, 1] > offsets[:, 0])
     base = byte_of[privileged]
     starts = np.where(known, byte_of[first] - base, NO_OFFSET)
     ends = np.where(known, byte_of[last] - base, NO_OFFSET)
