@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 QUIET := --quiet --disable-pip-version-check
 
-BENCHMARKS := fused_loss train_step loss_scaling cache_size cache_quality teacher_certainty table
+BENCHMARKS := fused_loss train_step loss_scaling cache_size cache_quality plan_accuracy teacher_certainty table
 
 .PHONY: help setup demo test check docs bench clean
 help:  ## what can be made
