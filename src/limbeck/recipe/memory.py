@@ -22,7 +22,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from limbeck.core.specs import CachedTeacher, CausalStudent
-from limbeck.losses.chunks import CHUNK_BYTES
+from limbeck.losses.chunks import CHUNK_BYTES, CHUNK_ROWS
 from limbeck.models.load import with_adapters
 from limbeck.recipe.check import Facts
 from limbeck.recipe.schema import Recipe
@@ -146,7 +146,8 @@ def _chunked_bytes(recipe: Recipe, facts: Facts, tokens: float) -> float:
     each = BYTES[recipe.student.dtype]
     configs = [facts.student.config, *(facts.teachers[name or ""].config for name in heard)]
     widths = sum(config.hidden_size for config in configs) + facts.student.config.hidden_size
-    chunks = sum(min(CHUNK_BYTES, tokens * config.vocab_size * each) for config in configs)
+    rows = min(tokens, CHUNK_ROWS["cpu"]) if _on_cpu(recipe.train.device) else tokens
+    chunks = sum(min(CHUNK_BYTES, rows * config.vocab_size * each) for config in configs)
     return tokens * widths * each + chunks
 
 
