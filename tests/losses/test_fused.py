@@ -436,3 +436,14 @@ def test_a_very_certain_student_beside_a_tail():
         total = fused_linear_sparse_kl(h, weight.to(dtype), teacher, implementation=name)
         results.append((total.double(), torch.autograd.grad(total, h)[0].double()))
     torch.testing.assert_close(*results, rtol=1e-5, atol=1e-4)
+
+
+def test_within_autocast_the_loss_stays_exact():
+    """It runs inside a model's forward pass, where products would be rounded."""
+    tensors = case(n=20, v=500, w=500, dtype=torch.float32)
+    weight = torch.ones(20)
+    for name in DIVERGENCES:
+        plain = found(tensors, weight, divergence=name, **DIVERGENCES[name])
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            within = found(tensors, weight, divergence=name, **DIVERGENCES[name])
+        assert all(map(torch.equal, plain, within)), name

@@ -231,10 +231,11 @@ def sum_over_rows(
             f"no implementation {implementation!r}; one of: {', '.join(IMPLEMENTATIONS)}"
         )
     used = compiled_kernels() if implementation == "compiled" else by_kernels
-    work = Work(student, teachers, terms, chunk, used)
-    return Chunked.apply(
-        work, student.hidden, student.weight, student.bias, student.low_hidden, student.low_weight
-    )  # pyright: ignore[reportReturnType]  # torch says Any
+    parts = (student.hidden, student.weight, student.bias, student.low_hidden, student.low_weight)
+    # Within a model's autocast, products of float32 would be rounded to half precision.
+    with torch.autocast(student.device.type, enabled=False):
+        work = Work(student, teachers, terms, chunk, used)
+        return Chunked.apply(work, *parts)  # pyright: ignore[reportReturnType]  # torch says Any
 
 
 @functools.cache
