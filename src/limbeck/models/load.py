@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.distributed.tensor import DTensor
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from limbeck.core.errors import ModelError
@@ -55,7 +55,21 @@ def load_student(
         else:
             config = config_of(spec, teachers)
             module = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-        if spec.lora is not None:
+    name = spec.name or (f"{spec.from_}[{len(spec.layers or ())} layers]" if spec.from_ else "new")
+    return as_student(module, spec, tokenizer_of(spec, teachers), name, device, seed)
+
+
+def as_student(
+    module: Any,
+    spec: CausalStudent,
+    tokenizer: PreTrainedTokenizerBase,
+    name: str,
+    device: torch.device,
+    seed: int,
+) -> CausalModel:
+    """A model made ready to train as `spec` says: adapters, checkpointing, device, compilation."""
+    if spec.lora is not None:
+        with seeded(seed, "adapters"):
             module = with_adapters(module, spec.lora, quantized=spec.quantize is not None)
     if spec.gradient_checkpointing:
         module.gradient_checkpointing_enable({"use_reentrant": False})
@@ -68,8 +82,6 @@ def load_student(
         for layer in decoder_layers(module):
             layer.compile(dynamic=True)
     autocast = None if spec.dtype == "float32" else DTYPES[spec.dtype]
-    name = spec.name or (f"{spec.from_}[{len(spec.layers or ())} layers]" if spec.from_ else "new")
-    tokenizer = tokenizer_of(spec, teachers)
     return CausalModel(
         module, tokenizer, name=name, max_length=spec.max_length, autocast=autocast, head=head
     )

@@ -20,7 +20,7 @@ from limbeck.core.specs import CachedTeacher
 from limbeck.models.causal import CausalModel
 from limbeck.models.facts import ModelFacts, cut_config
 from limbeck.models.head import head_of
-from limbeck.models.load import DTYPES, decoder_layers, with_adapters
+from limbeck.models.load import as_student
 from limbeck.objectives import CrossEntropy
 from limbeck.recipe.check import Facts
 from limbeck.recipe.schema import Recipe
@@ -123,28 +123,9 @@ def _timed(
 
 
 def _student(recipe: Recipe, facts: ModelFacts, layers: int, device: torch.device) -> CausalModel:
-    spec = recipe.student
     module = _random(facts, layers, torch.float32)
-    if spec.lora is not None:
-        module = with_adapters(module, spec.lora, quantized=False)
-    if spec.gradient_checkpointing:
-        module.gradient_checkpointing_enable({"use_reentrant": False})
-        if spec.lora is not None:
-            module.enable_input_require_grads()
-    module.to(device)
-    head = head_of(module)
-    if spec.compile:
-        for layer in decoder_layers(module):
-            layer.compile(dynamic=True)
-    autocast = None if spec.dtype == "float32" else DTYPES[spec.dtype]
-    return CausalModel(
-        module,
-        facts.tokenizer,
-        name="student",
-        max_length=spec.max_length,
-        autocast=autocast,
-        head=head,
-    )
+    spec = replace(recipe.student, quantize=None)  # there are no weights to quantize
+    return as_student(module, spec, facts.tokenizer, "student", device, recipe.seed)
 
 
 def _shallow(facts: ModelFacts, layers: int, recipe: Recipe, device: torch.device) -> CausalModel:
