@@ -165,26 +165,31 @@ class Work:
         """Add the rows' losses to the sums; returns the gradient to the logits, [c, v]."""
         logits = self._logits("", self.student, rows)
         theirs = {name: self._logits(name, t, rows) for name, t in self.teachers.items()}
+        weights, pulls = self.weights[:, rows], self.pulls[:, rows]
         elements = BLOCK_ELEMENTS.get(logits.device.type, LARGE_BLOCK_ELEMENTS)
         step = max(1, elements // logits.shape[1])
+        values: list[Tensor] = []
         for first in range(0, len(rows), step):
-            block = slice(first, first + step)
-            self._block(logits[block], {k: t[block] for k, t in theirs.items()}, rows[block])
+            part = slice(first, first + step)
+            others = {name: t[part] for name, t in theirs.items()}
+            values.append(self._block(logits[part], others, pulls[:, part], rows[part]))
+        found = torch.cat(values, 1)
+        self.sums += (weights * torch.where(weights > 0, found, 0.0)).sum(-1)
         return logits
 
-    def _block(self, logits: Tensor, theirs: Mapping[str, Tensor], rows: Tensor) -> None:
-        """The same for a block, in place of its logits."""
-        raw = logits.to(self.exact)
-        shaped = _shaped(raw, self.student)
+    def _block(
+        self, logits: Tensor, theirs: Mapping[str, Tensor], pulls: Tensor, rows: Tensor
+    ) -> Tensor:
+        """Losses [k, r] of a block; their gradient takes the place of its logits."""
+        shaped = _shaped(logits.to(self.exact), self.student)
         teachers = {name: _shaped(t.to(shaped), self.teachers[name]) for name, t in theirs.items()}
-        weights, pulls = self.weights[:, rows], self.pulls[:, rows]
         block = (shaped, teachers, self.terms, pulls, rows)
         values, gradient = self.compute(*block) if self.has_kernels else by_definition(*block)
         if self.has_kernels and not bool(values.isfinite().all()):
             # Where a model rules tokens out, the definition knows what to do.
             values, gradient = by_definition(*block)
-        self.sums += (weights * torch.where(weights > 0, values, 0.0)).sum(-1)
         logits.copy_(_unshaped(gradient, shaped, self.student))
+        return values
 
     def _logits(self, name: str, of: Projection | Tensor, rows: Tensor) -> Tensor:
         """Logits before scale and cap, in this name's buffer."""
