@@ -168,13 +168,12 @@ class Work:
         weights, pulls = self.weights[:, rows], self.pulls[:, rows]
         elements = BLOCK_ELEMENTS.get(logits.device.type, LARGE_BLOCK_ELEMENTS)
         step = max(1, elements // logits.shape[1])
-        values: list[Tensor] = []
+        values = torch.empty_like(weights)
         for first in range(0, len(rows), step):
             part = slice(first, first + step)
             others = {name: t[part] for name, t in theirs.items()}
-            values.append(self._block(logits[part], others, pulls[:, part], rows[part]))
-        found = torch.cat(values, 1)
-        self.sums += (weights * torch.where(weights > 0, found, 0.0)).sum(-1)
+            values[:, part] = self._block(logits[part], others, pulls[:, part], rows[part])
+        self.sums += (weights * torch.where(weights > 0, values, 0.0)).sum(-1)
         return logits
 
     def _block(
