@@ -3,6 +3,7 @@
 import json
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -127,3 +128,19 @@ def make_recipe(tiny_teacher, tiny_data):
         return resolve(Document({**values, **parts}, {}))
 
     return make
+
+
+@pytest.fixture
+def call(capsys):
+    """Runs the command line in this process; gives its exit code and what it said."""
+
+    from limbeck import cli
+
+    def run(*arguments):
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stopped:
+            cli.main([str(argument) for argument in arguments])
+        said = capsys.readouterr()
+        return SimpleNamespace(code=stopped.value.code, err=said.err, out=said.out)
+
+    return run

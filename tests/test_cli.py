@@ -8,11 +8,11 @@ import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import ClassVar
 
 import pytest
 
-from limbeck import cli
 from limbeck.core import registry
 from limbeck.core.types import Needs
 
@@ -32,29 +32,6 @@ train:
 evals: []
 seed: 0
 """
-
-
-@dataclass
-class Line:
-    """What the command line said, and how it ended."""
-
-    code: int
-    err: str
-    out: str
-
-
-@pytest.fixture
-def call(capsys):
-    """Runs the command line in this process."""
-
-    def run(*arguments):
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as stopped:
-            cli.main([str(argument) for argument in arguments])
-        said = capsys.readouterr()
-        return Line(stopped.value.code, said.err, said.out)
-
-    return run
 
 
 @pytest.fixture
@@ -100,7 +77,7 @@ def subprocess_line(*arguments, cwd=None):
         env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
         timeout=120,
     )
-    return Line(done.returncode, done.stderr, done.stdout)
+    return SimpleNamespace(code=done.returncode, err=done.stderr, out=done.stdout)
 
 
 TRAIN = "  steps: 2\n"

@@ -7,36 +7,11 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
 
 import pytest
 import yaml
 
-from limbeck import cli
 from limbeck.teachers.fill import Filling
-
-
-@dataclass
-class Line:
-    """What the command line said, and how it ended."""
-
-    code: int
-    err: str
-    out: str
-
-
-@pytest.fixture
-def call(capsys):
-    """Runs the command line in this process."""
-
-    def run(*arguments):
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as stopped:
-            cli.main([str(argument) for argument in arguments])
-        said = capsys.readouterr()
-        return Line(stopped.value.code, said.err, said.out)
-
-    return run
 
 
 @pytest.fixture

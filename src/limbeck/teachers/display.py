@@ -5,8 +5,8 @@ import time
 from typing import Self
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from limbeck.core.progress import progress_bar
 from limbeck.teachers.fill import Done
 
 LINE_SECONDS = 10.0
@@ -28,15 +28,7 @@ class FillDisplay:
         self.live = self.console.is_terminal
         self.began = time.perf_counter()
         self.said = self.began
-        self.progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[note]}"),
-            TimeRemainingColumn(),
-            console=self.console,
-            disable=not self.live,
-        )
+        self.progress = progress_bar(self.console)
         self.task = self.progress.add_task(title, total=samples, note="")
 
     def told(self, done: Done) -> None:

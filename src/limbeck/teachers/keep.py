@@ -5,6 +5,7 @@ bytes), `unpack`, and `signals` (the arrays of a whole batch as fields of `Signa
 the first dimension counts rows; "valid" is False where the teacher's logits were not numbers.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -39,7 +40,7 @@ FLOATS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 
 @dataclass(frozen=True)
-class Keeper:
+class Keeper(ABC):
     """Common to all kinds.
 
     Attributes:
@@ -61,9 +62,9 @@ class Keeper:
         del rows, generator
         return None
 
+    @abstractmethod
     def look(self, signals: Signals, luck: Tensor | None) -> Arrays:
         """What is kept of some rows."""
-        raise NotImplementedError
 
     def to_cells(self, arrays: Arrays) -> dict[str, bytes]:
         """One sample's arrays as bytes."""
@@ -95,17 +96,17 @@ class Keeper:
         arrays = self.look(signals, self.luck(0, torch.Generator()))
         return self.from_cells(self.to_cells(arrays), 0)
 
+    @abstractmethod
     def pack(self, arrays: Arrays) -> dict[str, bytes]:
         """`to_cells` without "valid"."""
-        raise NotImplementedError
 
+    @abstractmethod
     def unpack(self, cells: Cells, rows: int) -> Arrays:
         """`from_cells` without "valid"."""
-        raise NotImplementedError
 
+    @abstractmethod
     def signals(self, arrays: Arrays, device: torch.device) -> dict[str, Any]:
         """A batch's arrays as fields of `Signals`."""
-        raise NotImplementedError
 
 
 class Draws(Keeper):

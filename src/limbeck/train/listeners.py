@@ -11,10 +11,10 @@ from typing import Any, Self
 
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from limbeck.core.errors import Interrupted
 from limbeck.core.files import write_text
+from limbeck.core.progress import progress_bar
 from limbeck.train.loop import Step
 from limbeck.train.mesh import Mesh
 
@@ -63,15 +63,7 @@ class Display:
         self.title, self.steps = title, steps
         self.console = console or Console(stderr=True)
         self.live = self.console.is_terminal
-        self.progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[note]}"),
-            TimeRemainingColumn(),
-            console=self.console,
-            disable=not self.live,
-        )
+        self.progress = progress_bar(self.console)
         self.task = self.progress.add_task(title, total=steps, completed=done, note="")
 
     def on_step(self, step: Step) -> None:
