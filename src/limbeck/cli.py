@@ -109,6 +109,10 @@ def run(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on from the newest checkpoint in DIR.")
     ] = False,
+    demo: Annotated[
+        bool,
+        typer.Option("--demo", help="Try the method offline: the embedded models and data."),
+    ] = False,
     debug: Debug = False,
 ) -> None:
     """Distil as RECIPE says; DIR receives the student, the metrics and the report.
@@ -117,7 +121,7 @@ def run(
     """
     from limbeck.recipe.run import run as run_recipe
 
-    document, resolved = _resolve(recipe, settings)
+    document, resolved = _resolve(recipe, settings, out / ".data" if demo else None)
     report = run_recipe(resolved, out, resume, document)
     _show(report.to_markdown(), out)
 
@@ -186,11 +190,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _fail(f"{type(error).__name__}: {error} (in {place}; --debug shows more)", 1, debug)
 
 
-def _resolve(path: Path, settings: Sequence[str] | None) -> tuple[Any, Any]:
+def _resolve(
+    path: Path, settings: Sequence[str] | None, embedded: Path | None = None
+) -> tuple[Any, Any]:
+    """The recipe; on the embedded models and data where `embedded` says where the data goes."""
     from limbeck.recipe.document import override, read
+    from limbeck.recipe.embedded import on_embedded
     from limbeck.recipe.resolve import resolve
 
-    document = override(read(path), settings or ())
+    document = read(path)
+    if embedded is not None:
+        document = on_embedded(document, embedded)
+    document = override(document, settings or ())
     return document, resolve(document)
 
 

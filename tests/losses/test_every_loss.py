@@ -18,6 +18,9 @@ EVERY = [
     (losses.skew_reverse_kl, {"alpha": 0.2}),
     (losses.total_variation, {}),
     (losses.adaptive_kl, {"mu": 0.6}),
+    (losses.alpha_beta, {"alpha": 0.3, "beta": 0.9}),
+    (losses.taid, {"t": 0.4}),
+    (losses.ranking, {"k": 5}),
     (losses.logit_mse, {}),
     (losses.sorted_l1, {}),
 ]
@@ -332,6 +335,10 @@ def test_shapes_must_fit(loss, kw, student, teacher):
         (losses.adaptive_kl, "mu", 0),
         (losses.adaptive_kl, "mu", 1),
         (losses.adaptive_kl, "mu", math.nan),
+        (losses.taid, "t", -0.1),
+        (losses.taid, "t", 1.5),
+        (losses.ranking, "margin", -0.1),
+        (losses.ranking, "margin", math.nan),
     ],
 )
 def test_shares_must_be_between_zero_and_one(loss, name, value):

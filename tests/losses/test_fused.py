@@ -28,6 +28,9 @@ DIVERGENCES = {
     "skew_reverse_kl": {"alpha": 0.1},
     "total_variation": {},
     "adaptive_kl": {"mu": 0.5},
+    "alpha_beta": {"alpha": 0.3, "beta": 0.9},
+    "taid": {"t": 0.4},
+    "ranking": {"k": 5, "margin": 0.7},
     "logit_mse": {},
     "sorted_l1": {},
 }

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from limbeck.losses import sinkhorn, total_variation, transport
+from limbeck.losses import potentials, sinkhorn, total_variation
 
 P, Q = (0.7, 0.2, 0.1), (0.5, 0.3, 0.2)
 SYNONYMS = torch.tensor([[0.0, 0.1, 1.0], [0.1, 0.0, 1.0], [1.0, 1.0, 0.0]], dtype=torch.float64)
@@ -230,9 +230,9 @@ def test_rows_do_not_see_each_other_nor_their_chunk(w, square, monkeypatch):
     assert value.isnan().tolist() == [i == 2 for i in range(7)]
     keep = [0, 1, 3, 4, 5, 6]
     torch.testing.assert_close(value[keep], whole[keep])
-    monkeypatch.setattr(transport, "CHUNK_BYTES", 3 * cost.numel() * 8)
+    monkeypatch.setattr(potentials, "CHUNK_BYTES", 3 * cost.numel() * 8)
     torch.testing.assert_close(sinkhorn(student, teacher, cost), whole)
-    monkeypatch.setattr(transport, "CHUNK_BYTES", 1)
+    monkeypatch.setattr(potentials, "CHUNK_BYTES", 1)
     torch.testing.assert_close(sinkhorn(student, teacher, cost), whole)
 
 
@@ -323,3 +323,87 @@ def test_wrong_numbers_are_refused(kw, message):
 def test_rows_must_fit():
     with pytest.raises(ValueError, match=r"logits must be \[n, v\]"):
         sinkhorn(torch.zeros(4, 3), torch.zeros(5, 2), WIDE)
+
+
+# --- a cost of its own for each row -----------------------------------------------------------
+
+
+def solved(student, teacher, cost, own_p=None, own_q=None, epsilon=0.1, iterations=20_000):
+    """The value in units of the cost, differentiable in both."""
+    logp, logq = teacher.log_softmax(-1), student.log_softmax(-1)
+    own = [None if each is None else each / epsilon for each in (own_p, own_q)]
+    f, g = potentials.potentials(logp, logq, cost / epsilon, *own, iterations=iterations)
+    return epsilon * ((logp.exp() * f).sum(-1) + (logq.exp() * g).sum(-1))
+
+
+def clouds(n=4, w=5, v=7, seed=3):
+    """Costs of one kind between and within two sets of points, other ones for each row."""
+    random = torch.Generator().manual_seed(seed)
+    a, b = (torch.rand(n, m, 2, generator=random, dtype=torch.float64) for m in (w, v))
+    return torch.cdist(a, b), torch.cdist(a, a), torch.cdist(b, b)
+
+
+def test_rows_with_their_own_costs_are_rows_alone():
+    student, teacher, _ = problem(w=5, v=7)
+    cost, own_p, own_q = clouds()
+    whole = solved(student, teacher, cost, own_p, own_q)
+    plain = solved(student, teacher, cost)
+    for i in range(4):
+        row = student[i : i + 1], teacher[i : i + 1], cost[i]
+        torch.testing.assert_close(solved(*row), plain[i : i + 1])
+        torch.testing.assert_close(solved(*row, own_p[i], own_q[i]), whole[i : i + 1])
+    assert not torch.allclose(plain, whole)
+
+
+def test_the_same_cost_for_every_row_is_one_cost():
+    student, teacher, cost = problem()
+    many = cost.expand(4, 6, 6)
+    got = solved(student, teacher, many, many, many, iterations=100)
+    torch.testing.assert_close(got, sinkhorn(student, teacher, cost))
+
+
+def test_costs_of_rows_agree_with_pot():
+    import ot
+
+    student, teacher, _ = problem(w=5, v=7)
+    p, q = teacher.softmax(-1), student.softmax(-1)
+    costs = clouds()
+    got = solved(student, teacher, *costs)
+    exact = solved(student, teacher, costs[0], epsilon=0.001, iterations=20_000)
+
+    def value(a, b, cost):
+        moved = ot.sinkhorn(a.numpy(), b.numpy(), cost.numpy(), 0.1, "sinkhorn_log", 20_000, 1e-10)
+        moved = torch.tensor(moved)
+        bits = (moved * (moved / (a[:, None] * b)).log()).nan_to_num().sum()
+        return ((moved * cost).sum() + 0.1 * bits).item()
+
+    for i in range(4):
+        between, own_p, own_q = (each[i] for each in costs)
+        want = value(p[i], q[i], between)
+        want -= (value(p[i], p[i], own_p) + value(q[i], q[i], own_q)) / 2
+        assert got[i].item() == pytest.approx(want, abs=1e-6)
+        assert want > 0
+        cheapest = ot.emd2(p[i].numpy(), q[i].numpy(), between.numpy())
+        assert exact[i].item() == pytest.approx(cheapest, abs=3e-3)
+
+
+def test_gradient_of_debiased_rows():
+    student, teacher, _ = problem(n=3, w=5, v=7)
+    costs = clouds(n=3)
+    inputs = (student.requires_grad_(), teacher.requires_grad_())
+    assert torch.autograd.gradcheck(lambda s, t: solved(s, t, *costs), inputs)
+
+
+def test_no_gradient_passes_through_the_iterations():
+    """A value that is far from converged still has exactly its potentials as gradient."""
+    student, teacher, cost = problem(w=4, square=False)
+    student.requires_grad_()
+    f, g = potentials.potentials(
+        teacher.log_softmax(-1), student.log_softmax(-1), cost / 0.1, iterations=2
+    )
+    assert not f.requires_grad
+    assert not g.requires_grad
+    sinkhorn(student, teacher, cost, iterations=2).sum().backward()
+    q = student.detach().softmax(-1)
+    want = 0.1 * q * (g - (q * g).sum(-1, keepdim=True))
+    torch.testing.assert_close(student.grad, want)

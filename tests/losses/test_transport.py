@@ -46,6 +46,29 @@ def test_is_the_least_l1_over_all_ways_to_match_the_vocabularies(left, right):
     assert got <= 2 * (1 - 1 / width) + 1e-12
 
 
+@settings(max_examples=50, deadline=None)
+@given(WEIGHTS, WEIGHTS)
+def test_is_v_times_the_wasserstein_distance_of_the_histograms_of_values(left, right):
+    """By the integral over all x of |F_p(x) - F_q(x)|, F the share of tokens up to x."""
+    p, q = [w / sum(left) for w in left], [w / sum(right) for w in right]
+    width = max(len(p), len(q))
+    p_wide, q_wide = p + [0.0] * (width - len(p)), q + [0.0] * (width - len(q))
+    places = sorted({*p_wide, *q_wide})
+    distance = 0.0
+    for x, after in itertools.pairwise(places):
+        apart = sum(value <= x for value in p_wide) - sum(value <= x for value in q_wide)
+        distance += (after - x) * abs(apart) / width
+    got = sorted_l1(logits(*q), logits(*p)).item()
+    assert got == pytest.approx(width * distance, abs=1e-12)
+
+
+def test_what_the_student_has_given_up_gets_no_gradient():
+    student = torch.tensor([[0.0, -40.0, -40.0]], dtype=torch.float64, requires_grad=True)
+    sorted_l1(student, logits(0.2, 0.5, 0.3)).sum().backward()
+    assert student.grad.abs().max() < 1e-16
+    assert sorted_l1(student, logits(0.2, 0.5, 0.3)).item() == pytest.approx(1.0)
+
+
 def test_each_vocabulary_may_be_permuted_alone():
     random = torch.Generator().manual_seed(0)
     student = torch.randn(4, 7, generator=random, dtype=torch.float64)

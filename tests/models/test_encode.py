@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from limbeck.core.errors import DataError
+from limbeck.core.errors import DataError, ModelError
 from limbeck.core.types import NO_OFFSET, Sample, Turn
 from limbeck.models.encode import Encoder
 
@@ -162,3 +162,86 @@ def test_in_a_packed_line_no_row_predicts_another_samples_token(encoder):
     assert view.positions.tolist() == [[*range(length)] * 3]
     assert torch.equal(view.sample_of(view.rows), view.sample_of(view.rows + 1))
     assert torch.equal(view.labels, view.ids[0, view.rows + 1])
+
+
+def test_white_space_is_learnt_where_offsets_leave_it_out(shared):
+    """GPT-NeoX gives a token of spaces the empty span; code is full of them."""
+    from transformers import AutoTokenizer
+
+    encoder = Encoder(AutoTokenizer.from_pretrained(shared / "tokenizers" / "neox20b"), 512)
+    encoding = encoder.encode(pair_of("x:\n", "if a:\n        b  \n    c"))
+    assert learnt(encoder, pair_of("x:\n", "if a:\n        b  \n    c")).startswith(
+        "if a:\n        b"
+    )
+    first = encoding.learn.index(True)
+    assert all(encoding.learn[first:])
+    assert encoding.ends[first:-2] == encoding.starts[first + 1 : -1]
+
+
+def test_an_end_that_the_tokenizer_adds_itself_is_learnt(tokenizer):
+    import copy
+
+    from tokenizers import processors
+
+    ends = copy.deepcopy(tokenizer)
+    ends.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="<bos> $A <eos>", special_tokens=[("<bos>", 1), ("<eos>", 2)]
+    )
+    encoding = Encoder(ends, 512).encode(pair_of("the cat\n", "sat"))
+    assert encoding.ids.count(2) == 1
+    assert encoding.learn[-1]
+    assert (encoding.starts[-1], encoding.ends[-1]) == (11, 11)
+
+
+def test_a_tokenizer_without_offsets_is_refused():
+    class Slow:
+        is_fast, name_or_path = False, "old/model"
+        eos_token_id = pad_token_id = 0
+
+    with pytest.raises(ModelError, match=r"old/model.*no offsets.*tokenizer\.json"):
+        Encoder(Slow(), 64)
+
+
+def test_half_a_character_is_refused_with_the_rows_name(encoder):
+    broken = Sample(id="r.jsonl:7", turns=(Turn(text="a \ud83d b", learn=True),))
+    with pytest.raises(DataError, match=r"r\.jsonl:7 holds half a character, '.ud83d'"):
+        encoder.encode(broken)
+
+
+def test_words_that_the_template_changed_have_no_place_but_are_learnt(tokenizer):
+    import copy
+
+    loud = copy.deepcopy(tokenizer)
+    loud.chat_template = (
+        "{% for m in messages %}[{{ m.role }}]\n{{ m.content | upper }}<eos>\n{% endfor %}"
+        "{% if add_generation_prompt %}[assistant]\n{% endif %}"
+    )
+    turns = (Turn(role="user", text="Cat"), Turn(role="assistant", text="sat", learn=True))
+    encoding = Encoder(loud, 64).encode(Sample(id="s", turns=turns))
+    assert sum(encoding.learn) == 4  # S A T and its end
+    assert {s for s, learn in zip(encoding.starts, encoding.learn, strict=True) if learn} == {
+        NO_OFFSET
+    }
+
+
+def test_tokens_that_a_cut_leaves_of_a_character_do_not_cover_it(shared):
+    from transformers import AutoTokenizer
+
+    fast = AutoTokenizer.from_pretrained(shared / "tokenizers" / "tinystories_bpe2k")
+    whole = Encoder(fast, 512).encode(pair_of("a", "b\u00bdc"))  # NFKC: 1, a slash, 2
+    half = whole.starts.index(len("ab"))
+    assert whole.starts.count(len("ab")) > 2
+    cut = Encoder(fast, half + 2).encode(pair_of("a", "b\u00bdc"))
+    assert cut.starts[-2:] == [2, 2]
+    assert cut.ends[-2:] == [NO_OFFSET] * 2
+    assert cut.ends[-3] == 2
+
+
+def test_special_tokens_spelt_out_in_a_text_cover_nothing_known(encoder):
+    encoding = encoder.encode(pair_of("the cat ", "sat <eos> on"))
+    view = encoder.collate([encoding])
+    place = encoding.ids.index(encoder.eos)
+    assert encoding.ends[place] - encoding.starts[place] == len("<eos>")
+    assert view.offsets[0, place].tolist() == [encoding.starts[place], NO_OFFSET]
+    size = len("the cat sat <eos> on")
+    assert view.offsets[0, -1].tolist() == [size, size]  # the end itself is known

@@ -11,6 +11,7 @@ from pydantic import TypeAdapter
 import limbeck.recipe.resolve  # noqa: F401  # registers the kinds
 from limbeck.core.errors import RecipeError
 from limbeck.core.registry import kinds
+from limbeck.core.schedule import Ramp
 from limbeck.core.specs import CachedTeacher, CausalStudent, LocalTeacher, Lora
 from limbeck.evals import Agreement, Perplexity, Task
 from limbeck.objectives import CrossEntropy, ForwardKL
@@ -35,13 +36,13 @@ shares = st.floats(0, 1)
 inner_shares = st.floats(0.01, 0.99)
 maybe = {"revision": st.none() | texts, "tokenizer": st.none() | texts}
 FIELDS = {"temperature": rates, "beta": shares, "alpha": shares, "mu": inner_shares}
-FIELDS["tail"] = st.booleans()
+FIELDS |= {"tail": st.booleans(), "t": shares, "k": st.integers(2, 10**6), "margin": shares}
 
 
 def objectives(kind):
     cls = OBJECTIVES[kind]
     names = [field.name for field in dataclasses.fields(cls)]
-    return st.builds(cls, **{name: FIELDS[name] for name in names})
+    return st.builds(cls, **{name: FIELDS[name] for name in names if name in FIELDS})
 
 
 students = st.builds(
@@ -129,9 +130,20 @@ def recipes(draw, kind):
 
 
 def recipes_with(objective, teacher, kind):
+    numbers = ["weight"]
+    if hasattr(objective, "temperature") and not hasattr(objective, "finish"):
+        numbers += ["temperature"] * ("sparse" not in objective.needs)
+    ramp = st.builds(
+        Ramp,
+        from_=rates,
+        to=rates,
+        until=st.floats(0.01, 1),
+        shape=st.sampled_from(["linear", "cosine"]),
+    )
     term = st.builds(
         Term,
         objective=st.just(objective),
+        schedule=st.dictionaries(st.sampled_from(numbers), ramp),
         teacher=st.just("big") if OBJECTIVES[kind].needs else st.none(),
         weight=st.floats(0, 1e6),
         channel=st.none() | texts,
@@ -167,7 +179,14 @@ def test_round_trip(kind):
 BASE = Recipe(
     student=CausalStudent(from_="big", layers=(0, 1), lora=Lora()),
     source=Dataset(path="a.jsonl"),
-    terms=(Term(objective=ForwardKL(), teacher="big"), Term(objective=CrossEntropy())),
+    terms=(
+        Term(
+            objective=ForwardKL(),
+            teacher="big",
+            schedule={"temperature": Ramp(from_=2.0, to=1.0)},
+        ),
+        Term(objective=CrossEntropy()),
+    ),
     teachers={"big": LocalTeacher(name="b")},
     evals=(Agreement(),),
 )
@@ -227,6 +246,7 @@ def test_the_variants_cover_every_field():
         (Term, "terms.0."),
         (Lora, "student.lora."),
         (ForwardKL, "terms.0.objective."),
+        (Ramp, "terms.0.schedule.temperature."),
     ):
         for field in dataclasses.fields(part):
             assert any(path.startswith(prefix + field.name) for path in VARIANTS)

@@ -1,9 +1,6 @@
 """How a step is laid out changes nothing: accumulation, DDP and FSDP2 give the same losses."""
 
 import json
-import os
-import subprocess
-import sys
 
 import pytest
 
@@ -13,33 +10,24 @@ from limbeck.recipe.run import run
 STEPS = 20
 
 
-def losses(folder):
-    lines = (folder / "metrics.jsonl").read_text().splitlines()
-    return [[v for k, v in json.loads(line).items() if k.startswith("loss")] for line in lines]
-
-
-def assert_same(found, expected):
-    assert len(found) == len(expected) == STEPS
-    for step, (mine, theirs) in enumerate(zip(found, expected, strict=True)):
-        assert mine == pytest.approx(theirs, abs=1e-5), f"step {step + 1}"
-
-
 @pytest.fixture
-def one_process(make_recipe, tmp_path):
+def one_process(make_recipe, tmp_path, losses):
     run(make_recipe({"steps": STEPS}), tmp_path / "one")
     found = losses(tmp_path / "one")
     assert found[-1][0] < found[0][0]  # it learns, or all layouts would agree about nothing
     return found
 
 
-def test_accumulation_changes_nothing(make_recipe, tmp_path, one_process):
+def test_accumulation_changes_nothing(make_recipe, tmp_path, one_process, losses, assert_same):
     for parts in (2, 4, 8):
         run(make_recipe({"steps": STEPS, "accumulate": parts}), tmp_path / str(parts))
         assert_same(losses(tmp_path / str(parts)), one_process)
 
 
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
-def test_two_processes_change_nothing(make_recipe, tmp_path, one_process, parallel):
+def test_two_processes_change_nothing(
+    make_recipe, tmp_path, one_process, parallel, losses, assert_same, torchrun
+):
     recipe = make_recipe(
         {"steps": STEPS, "parallel": parallel, "accumulate": 2}, evals=["agreement"]
     )
@@ -56,15 +44,9 @@ def test_two_processes_change_nothing(make_recipe, tmp_path, one_process, parall
     assert student.config.num_hidden_layers == 2
 
 
-def torchrun(recipe, out, *more):
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
-    command += ["--standalone", "-m", "limbeck", "run", str(recipe), "--out", str(out), *more]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
-    assert done.returncode == 0, done.stderr[-3000:]
-
-
-def test_a_run_may_resume_on_another_number_of_processes(make_recipe, tmp_path, one_process):
+def test_a_run_may_resume_on_another_number_of_processes(
+    make_recipe, tmp_path, one_process, losses, assert_same, torchrun
+):
     recipe = make_recipe({"steps": STEPS, "parallel": "fsdp"})
     path, out = tmp_path / "recipe.yaml", tmp_path / "moved"
     path.write_text(dump(recipe))

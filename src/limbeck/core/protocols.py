@@ -1,6 +1,8 @@
 """The roles that parts play. A part is whatever has these methods; nothing is inherited."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from torch import Tensor
@@ -46,9 +48,12 @@ class Speaker(Protocol):
 class Objective(Protocol):
     """Turns what student and teacher say about n paired rows into n losses, in nats.
 
+    It may also have `finish(scene) -> Objective`, called once before training; see `Scene`.
+
     Attributes:
         asks: Signals it reads of the student.
-        needs: Signals it reads of the teacher; empty means that it has no teacher.
+        needs: Signals it reads of the teacher; empty means that it has no teacher. Before `finish`,
+            both may leave out where in the network; a finished module has them as its own.
         unit: what a row is.
         rowwise: (may be absent, then False) True where a row's loss depends on that row alone, so
             that a few rows may be asked for at a time and logits need not all be made.
@@ -64,6 +69,70 @@ class Objective(Protocol):
     def __call__(self, student: Signals, teacher: Signals) -> Tensor:
         """[n] losses."""
         ...
+
+
+class Network(Reader, Protocol):
+    """A reader that one can look into."""
+
+    @property
+    def depth(self) -> int:
+        """How many decoder layers it has."""
+        ...
+
+    def width(self, site: str) -> int:
+        """How many numbers a hidden state has at a site (see `core.types.Needs`).
+
+        Raises:
+            RecipeError: there is no such site; it names near ones.
+        """
+        ...
+
+    def heads(self) -> int:
+        """How many attention heads a layer has."""
+        ...
+
+    def layer_name(self, layer: int) -> str:
+        """The name of a decoder layer in the network, such as `model.layers.3`."""
+        ...
+
+    def embedding_name(self) -> str:
+        """The name of the input embedding in the network."""
+        ...
+
+    def token_bytes(self) -> Sequence[bytes | None]:
+        """The bytes that each token id stands for; None for special tokens and unused columns."""
+        ...
+
+    def embeddings(self) -> Tensor:
+        """[v, d] its input embeddings, detached."""
+        ...
+
+    def attribution(self, view: View, site: str) -> Tensor:
+        """[n, d] |d sum of log p(label) / d hidden|, at each row of a view."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scene:
+    """What an objective may look at once, before training, to get ready.
+
+    `Objective.finish(scene)` returns the objective that is trained with: with its projectors made
+    to measure, its layers chosen, its vocabularies matched. What it computes from data it keeps in
+    `folder`, so that a resumed run finds it there.
+
+    Attributes:
+        student: the student before training.
+        teacher: the one that the objective listens to, where it is a model at hand.
+        samples: the first of the training data, as many as an estimate needs.
+        seed: for a stream of random numbers (`core.random.stream`).
+        folder: where its own files go.
+    """
+
+    student: Network
+    teacher: Network | None
+    samples: Sequence[Sample]
+    seed: int
+    folder: Path
 
 
 class SourceSpec(Protocol):

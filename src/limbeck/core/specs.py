@@ -78,7 +78,9 @@ class LocalTeacher:
         trust_remote_code: let the model's folder bring Python code that is then executed.
     """
 
-    offers: ClassVar[Needs] = frozenset({"logits", "chosen", "text"})
+    offers: ClassVar[Needs] = frozenset(
+        {"logits", "projection", "chosen", "boundary", "hidden", "attention", "text"}
+    )
 
     name: str
     tokenizer: str | None = None
@@ -137,6 +139,34 @@ class CachedTeacher:
     def offers(self) -> Needs:
         """What it can say, which follows from what it keeps."""
         return KEPT[self.keep]
+
+
+How = Literal["mixture", "geometric", "route"]
+Share = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+@register("teacher", "ensemble")
+@dataclass(frozen=True, kw_only=True)
+class EnsembleTeacher:
+    """Several teachers of the recipe that speak as one.
+
+    Attributes:
+        of: names of other teachers, each with its weight; weights are divided by their sum.
+        how: `mixture` of the probabilities, sum_k w_k p_k; `geometric` mean of them, proportional
+            to prod_k p_k^w_k; or `route`, where each sample is read by the teacher that has the
+            name of its channel alone, and by the first where none has.
+    """
+
+    offers: ClassVar[Needs] = frozenset({"logits", "chosen"})
+
+    of: Mapping[str, Share]
+    how: How = "mixture"
+
+    @property
+    def shares(self) -> Mapping[str, float]:
+        """The weights divided by their sum."""
+        total = sum(self.of.values())
+        return {name: weight / total for name, weight in self.of.items()}
 
 
 def model_of(teacher: Any) -> Any:

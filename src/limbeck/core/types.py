@@ -1,11 +1,11 @@
 """The words everyone shares: what is learnt from, how a model sees it, and what a model says of it.
 
-Shape letters: b sequences, t positions, n rows, v vocabulary, d width, k kept.
+Shape letters: b sequences, t positions, n rows, v vocabulary, d width, h heads, k kept, g spans.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -13,11 +13,23 @@ from torch import Tensor
 from limbeck.losses.projection import Projection
 from limbeck.losses.sparse import Sparse
 
-Signal = Literal["logits", "projection", "sparse", "chosen", "hidden", "attention", "score", "text"]
-Needs = frozenset[Signal]
-"""Signals an objective asks for, or a model offers: `needs <= offers` is checked up front."""
+Needs = frozenset[str]
+"""Signals an objective asks for, or a model offers: `needs <= offers` is checked up front.
 
-Unit = Literal["token", "chunk", "sequence"]
+The names are those of the fields of `Signals`, and `text`. A need may say where in the network:
+`hidden:3` is the output of decoder layer 3 (from 0; -1 is the last), `hidden:model.norm` that of
+the module of this name, `attention:3` the attention scores of layer 3. What a model offers has no
+place: just `hidden`.
+"""
+
+Unit = Literal["token", "order", "span", "sample"]
+"""What stands beside what; see `align/spans.py`:
+
+- token: the rows at which both models have read the same text;
+- order: the i-th row of a sample with the i-th, whatever they have read;
+- span: the tokens of each model that cover the same bytes, as one row;
+- sample: nothing is paired; the objective sees all rows of both, and which sample each is of.
+"""
 
 NO_OFFSET = -1
 """Byte offset of a token that is not part of the sample's text (BOS, chat markers, padding)."""
@@ -139,24 +151,75 @@ class View:
         return replace(self, **{k: move(v) for k, v in values.items() if isinstance(v, Tensor)})
 
 
+def sites(needs: Needs, signal: str) -> tuple[str, ...]:
+    """The places in the network that `needs` names for a signal, in order of their names.
+
+    >>> sites(frozenset({"hidden:3", "hidden:-1", "logits"}), "hidden")
+    ('-1', '3')
+    """
+    split = (need.partition(":") for need in needs)
+    return tuple(sorted(site for name, _, site in split if name == signal and site))
+
+
+def without_sites(needs: Needs) -> Needs:
+    """The signals alone, as a model offers them."""
+    return frozenset(need.partition(":")[0] for need in needs)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Spans:
+    """Rows of one model in groups, each of which predicts one stretch of text.
+
+    Attributes:
+        rows: [m] int64, ascending.
+        span: [m] int64, the group of each of them, 0 .. g-1, ascending.
+        after: [g] int64, the row that predicts what comes behind the group, -1 where none does.
+    """
+
+    rows: Tensor
+    span: Tensor
+    after: Tensor
+
+    def to(self, device: torch.device) -> "Spans":
+        """The same on `device`."""
+        return Spans(
+            rows=self.rows.to(device, non_blocking=True),
+            span=self.span.to(device, non_blocking=True),
+            after=self.after.to(device, non_blocking=True),
+        )
+
+    def sum(self, values: Tensor) -> Tensor:
+        """[g] the sum of `values` [n] over each group's rows."""
+        return values.new_zeros(len(self.after)).index_add(0, self.span, values[self.rows])
+
+    def last(self) -> Tensor:
+        """[g] the last row of each group."""
+        final = torch.ones_like(self.span, dtype=torch.bool)
+        final[:-1] = self.span[1:] != self.span[:-1]
+        return self.rows[final]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pairing:
     """Row `student[i]` of the student stands beside row `teacher[i]` of the teacher.
 
     The indices point into the rows of the two views (0 .. n-1), not into positions. None means
-    all rows in order, which costs no copy. `weight` is [n] float32.
+    all rows in order, which costs no copy. With `Spans`, group i stands beside group i. `weight` is
+    [n] float32, one for each pair; for the unit `sample`, one for each of the student's rows.
     """
 
-    student: Tensor | None
-    teacher: Tensor | None
+    student: Tensor | Spans | None
+    teacher: Tensor | Spans | None
     weight: Tensor
     unit: Unit = "token"
 
     def to(self, device: torch.device) -> "Pairing":
         """The same pairing with its tensors on `device`."""
 
-        def moved(index: Tensor | None) -> Tensor | None:
-            return None if index is None else index.to(device, non_blocking=True)
+        def moved(index: Tensor | Spans | None) -> Tensor | Spans | None:
+            if index is None or isinstance(index, Spans):
+                return None if index is None else index.to(device)
+            return index.to(device, non_blocking=True)
 
         return replace(
             self,
@@ -176,8 +239,11 @@ class Signals:
         projection: the same logits, not yet made.
         sparse: a few tokens' share of each distribution.
         chosen: [n] log-probability of `labels`, nats.
-        hidden: by site, [n, d].
-        attention: by site.
+        boundary: [n] log-probability that the next token begins a word or ends the text, nats.
+        hidden: by site, [n, d], in the type that the model computes in.
+        attention: by site, [n, h, t] scores before the softmax, -inf where a row does not look;
+            t are the positions of the view's lines.
+        sample: [n] int64, which sample of the batch each row is of.
         score: [b].
         valid: [n] bool, False where a teacher has nothing to say; None where it always has.
     """
@@ -187,25 +253,49 @@ class Signals:
     projection: Projection | None = None
     sparse: Sparse | None = None
     chosen: Tensor | None = None
+    boundary: Tensor | None = None
     hidden: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
     attention: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
+    sample: Tensor | None = None
     score: Tensor | None = None
     valid: Tensor | None = None
 
-    def select(self, index: Tensor | None) -> "Signals":
-        """The rows that `index` names; None keeps all without a copy."""
+    def select(self, index: Tensor | Spans | None) -> "Signals":
+        """The rows that `index` names; None keeps all without a copy.
+
+        Of `Spans`, each group becomes a row: `chosen` is the log-probability of all its tokens,
+        `boundary` that of the row behind it (0, that is certainty, where there is none), and all
+        else is of its last row.
+        """
         if index is None:
             return self
+        if isinstance(index, Spans):
+            return self._of_spans(index)
+
+        def picked(value: Any) -> Any:
+            return None if value is None else value[index]
+
         return replace(
             self,
             labels=self.labels[index],
-            logits=None if self.logits is None else self.logits[index],
-            projection=None if self.projection is None else self.projection[index],
-            sparse=None if self.sparse is None else self.sparse[index],
-            chosen=None if self.chosen is None else self.chosen[index],
+            logits=picked(self.logits),
+            projection=picked(self.projection),
+            sparse=picked(self.sparse),
+            chosen=picked(self.chosen),
+            boundary=picked(self.boundary),
             hidden={site: value[index] for site, value in self.hidden.items()},
-            valid=None if self.valid is None else self.valid[index],
+            attention={site: value[index] for site, value in self.attention.items()},
+            sample=picked(self.sample),
+            valid=picked(self.valid),
         )
+
+    def _of_spans(self, spans: Spans) -> "Signals":
+        boundary = self.boundary
+        if boundary is not None:
+            known = spans.after >= 0
+            boundary = torch.where(known, boundary[spans.after.clamp(min=0)], 0.0)
+        chosen = None if self.chosen is None else spans.sum(self.chosen)
+        return replace(self.select(spans.last()), chosen=chosen, boundary=boundary)
 
     def to(self, device: torch.device) -> "Signals":
         """The same signals on `device`; a projection stays where its head is."""
@@ -219,8 +309,10 @@ class Signals:
             logits=moved(self.logits),
             sparse=None if self.sparse is None else self.sparse.to(device),
             chosen=moved(self.chosen),
+            boundary=moved(self.boundary),
             hidden={site: value.to(device) for site, value in self.hidden.items()},
             attention={site: value.to(device) for site, value in self.attention.items()},
+            sample=moved(self.sample),
             score=moved(self.score),
             valid=moved(self.valid),
         )

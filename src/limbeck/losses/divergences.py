@@ -289,14 +289,14 @@ def adaptive_kl(
     scale = factor(temperature, scale_by_t2)
     logq, logp = log_probabilities(student, teacher, temperature)
     with torch.no_grad():
-        weight = _head_share(logp.exp(), logq.exp(), mu)
+        weight = head_share(logp.exp(), logq.exp(), mu)
     # A weight of 0 leaves its divergence out, even an infinite one.
     forward = (weight * _kl(logp, logq)).masked_fill(weight == 0, 0.0)
     reverse = ((1 - weight) * _kl(logq, logp)).masked_fill(weight == 1, 0.0)
     return scale * (forward + reverse)
 
 
-def _head_share(p: Tensor, q: Tensor, mu: float) -> Tensor:
+def head_share(p: Tensor, q: Tensor, mu: float) -> Tensor:
     """[n] share of the gap |p - q| that lies in the head of p; 1/2 where there is no gap."""
     mass, order = p.sort(dim=-1, descending=True, stable=True)
     gap = (p - q).abs().gather(-1, order).cumsum(-1)

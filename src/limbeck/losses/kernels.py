@@ -14,7 +14,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from limbeck.losses import divergences, labels, regression
+from limbeck.losses import divergences, interpolated, labels, order, powers, regression
 from limbeck.losses.shared import check_share, factor
 from limbeck.losses.sparse import Sparse
 
@@ -119,6 +119,57 @@ def total_variation(student: Softened, teacher: Softened) -> tuple[Tensor, Tenso
     return gap.abs().sum(-1).mul_(0.5), _through_softmax(student, gap.sign_().mul_(0.5))
 
 
+def adaptive_kl(student: Softened, teacher: Softened, *, mu: float = 0.5) -> tuple[Tensor, Tensor]:
+    """w KL(p || q) + (1 - w) KL(q || p); the weight w is a constant to the gradient."""
+    share = divergences.head_share(teacher.probabilities, student.probabilities, mu)
+    value, gradient = forward_kl(student, teacher)
+    backward, other = reverse_kl(student, teacher)
+    return torch.lerp(backward, value, share), torch.lerp(other, gradient, share[:, None])
+
+
+def alpha_beta(
+    student: Softened, teacher: Softened, *, alpha: float = 0.2, beta: float = 0.7
+) -> tuple[Tensor, Tensor]:
+    """The alpha-beta divergence; q a = q^beta (q^alpha - p^alpha) / alpha."""
+    whole = alpha + beta
+    logp = teacher.logits - teacher.normaliser[:, None]
+    ratio = _log_ratio(student, teacher)
+    points = powers.nodes(alpha, beta, logp.dtype)
+    if points is None:
+        return ratio.square().sum(-1).mul_(0.5), _centred(student, ratio)
+    low, middle, high = points
+    slopes: dict[tuple[float, float], Tensor] = {}
+    for pair in ((low, middle), (middle, high), (min(beta, whole), max(beta, whole))):
+        if pair not in slopes:
+            slopes[pair] = _slope(logp, ratio, whole, *pair)
+    value = (slopes[middle, high].sum(-1) - slopes[low, middle].sum(-1)).div_(high - low)
+    return value, _centred(student, slopes[min(beta, whole), max(beta, whole)])
+
+
+def taid(student: Softened, teacher: Softened, *, t: float = 0.5) -> tuple[Tensor, Tensor]:
+    """KL(m || q) and q - m, m = softmax((1 - t) s + t z)."""
+    check_share("t", t)
+    target = interpolated.between(student.logits, teacher.logits, t)
+    return forward_kl(student, Softened(target))
+
+
+def ranking(
+    student: Softened, teacher: Softened, *, k: int = 10, margin: float = 1.0
+) -> tuple[Tensor, Tensor]:
+    """The mean hinge; a pair out of order pulls at its two tokens."""
+    check_share("margin", margin)
+    top, ids = order.likeliest(teacher.logits, k)
+    first, second = order.pairs(top)
+    wanted = top[:, first] - top[:, second]
+    found = student.logits.gather(-1, ids[:, first]) - student.logits.gather(-1, ids[:, second])
+    ranked = wanted > 0
+    count = ranked.sum(-1, keepdim=True).clamp(min=1)
+    hinge = wanted.mul(margin).sub_(found).relu_().mul_(ranked).div_(count)
+    pull = (hinge > 0).to(hinge.dtype).div_(count)
+    gradient = torch.zeros_like(student.logits).scatter_add_(-1, ids[:, second], pull)
+    return hinge.sum(-1), gradient.scatter_add_(-1, ids[:, first], pull.neg_())
+
+
 def logit_mse(student: Softened, teacher: Softened) -> tuple[Tensor, Tensor]:
     """Mean squared difference, and 2 / v times the difference."""
     difference = student.logits - teacher.logits
@@ -168,6 +219,10 @@ KERNELS: dict[Callable[..., Tensor], Kernel] = {
     divergences.skew_forward_kl: skew_forward_kl,
     divergences.skew_reverse_kl: skew_reverse_kl,
     divergences.total_variation: total_variation,
+    divergences.adaptive_kl: adaptive_kl,
+    powers.alpha_beta: alpha_beta,
+    interpolated.taid: taid,
+    order.ranking: ranking,
     regression.logit_mse: logit_mse,
 }
 """The losses of two models' logits that have a kernel."""
@@ -194,6 +249,21 @@ def _through_softmax(student: Softened, a: Tensor) -> Tensor:
     """q (a - <q, a>), in place of a."""
     q = student.probabilities
     return a.sub_(_dot(q, a)[:, None]).mul_(q)
+
+
+def _slope(logp: Tensor, ratio: Tensor, whole: float, first: float, second: float) -> Tensor:
+    """[r, v] divided difference of c -> p^(whole - c) q^c between two points; see `alpha_beta`."""
+    gap = ratio * (second - first)
+    larger = gap.clamp(min=0.0).add_(logp, alpha=whole).add_(ratio, alpha=first).exp_()
+    if first == second:
+        return larger.mul_(ratio)
+    change = torch.copysign(gap.abs().neg_().expm1_(), gap)
+    return change.mul_(larger).div_(second - first)
+
+
+def _centred(student: Softened, slope: Tensor) -> Tensor:
+    """q a - q <q, a>, in place of q a."""
+    return slope.addcmul_(student.probabilities, slope.sum(-1, keepdim=True), value=-1)
 
 
 def _nothing(student: Softened) -> tuple[Tensor, Tensor]:

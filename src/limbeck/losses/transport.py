@@ -1,15 +1,9 @@
 """Transport distances between distributions over two different vocabularies."""
 
-import torch
 from torch import Tensor
 
+from limbeck.losses.potentials import potentials
 from limbeck.losses.shared import factor, same_precision
-
-CHUNK_BYTES = 2**26
-"""Size of one [rows, w, v] array in `sinkhorn`, about three of which exist at a time."""
-
-RELAXATION = 1.8
-"""Steps of `sinkhorn` relative to plain ones, between 1 and 2."""
 
 
 def sorted_l1(
@@ -112,6 +106,7 @@ def sinkhorn(
     Transport and MMD using Sinkhorn Divergences" (arXiv 1810.08278), for S; Thibault et al.,
     "Overrelaxed Sinkhorn-Knopp Algorithm for Regularized Optimal Transport" (arXiv 1711.01851).
 
+    >>> import torch
     >>> p, q = torch.tensor([[0.7, 0.2, 0.1]]), torch.tensor([[0.5, 0.3, 0.2]])
     >>> cost = torch.tensor([[0.0, 0.1, 1.0], [0.1, 0.0, 1.0], [1.0, 1.0, 0.0]])
     >>> round(sinkhorn(q.log(), p.log(), cost).item(), 4)  # the first two are synonyms
@@ -131,29 +126,22 @@ def sinkhorn(
         )
     logq = (student / temperature).log_softmax(-1)
     logp = (teacher / temperature).log_softmax(-1)
-    with torch.no_grad():
-        cost = cost.to(student) / epsilon
-        low, high = cost.min().item(), cost.max().item()
-        if not 0 <= low <= high < float("inf"):
-            raise ValueError(
-                "cost must be finite and not negative, also divided by epsilon; cost / epsilon is "
-                f"between {low} and {high} (clamp what rounding made negative)"
-            )
-        if bool((cost == cost[:, :1]).all()):
-            raise ValueError(
-                "cost must differ between student tokens; this one is the same for all of them, "
-                "so that no student is better than another"
-            )
-        # Rounding of the exponents alone moves the marginals this much.
-        rounding = 4 * torch.finfo(cost.dtype).eps * max(high, 1.0)
-        tolerance = max(1e-9 if cost.dtype == torch.float64 else 1e-6, rounding)
-        same_space = _one_space(cost, 1e-5 * high)
-        rows = max(1, CHUNK_BYTES // (cost.numel() * cost.element_size()))
-        solved = [
-            _potentials(p, q, cost, same_space, iterations, tolerance)
-            for p, q in zip(logp.detach().split(rows), logq.detach().split(rows), strict=True)
-        ]
-        f, g = (torch.cat(parts) for parts in zip(*solved, strict=True))
+    cost = cost.detach().to(student) / epsilon
+    low, high = cost.min().item(), cost.max().item()
+    if not 0 <= low <= high < float("inf"):
+        raise ValueError(
+            "cost must be finite and not negative, also divided by epsilon; cost / epsilon is "
+            f"between {low} and {high} (clamp what rounding made negative)"
+        )
+    if bool((cost == cost[:, :1]).all()):
+        raise ValueError(
+            "cost must differ between student tokens; this one is the same for all of them, "
+            "so that no student is better than another"
+        )
+    own = None
+    if _one_space(cost, 1e-5 * high):
+        cost = own = (cost + cost.T) / 2
+    f, g = potentials(logp, logq, cost, own, own, iterations=iterations)
     return scale * epsilon * ((logp.exp() * f).sum(-1) + (logq.exp() * g).sum(-1))
 
 
@@ -162,84 +150,3 @@ def _one_space(cost: Tensor, rounding: float) -> bool:
     if cost.shape[0] != cost.shape[1]:
         return False
     return bool(((cost - cost.T).abs() <= rounding).all() and (cost.diagonal() <= rounding).all())
-
-
-def _potentials(
-    logp: Tensor, logq: Tensor, cost: Tensor, same_space: bool, iterations: int, tolerance: float
-) -> tuple[Tensor, Tensor]:
-    """Gradients [n, w] and [n, v] of the value to p and q, all in units of epsilon.
-
-    <p, f> + <q, g> is the value too, since each transport's optimal plan has mass 1.
-    """
-    if not same_space:
-        f, g = logp.new_zeros(logp.shape), logq.new_zeros(logq.shape)
-        return _transport(logp, logq, cost, f, g, iterations, tolerance)
-    cost = (cost + cost.T) / 2
-    # At p = q the two self transports solve the third: it stops where it starts, at exactly 0.
-    own_p = _self_transport(logp, cost, iterations, tolerance)
-    own_q = _self_transport(logq, cost, iterations, tolerance)
-    f, g = _transport(logp, logq, cost, own_p, own_q, iterations, tolerance)
-    return f - own_p, g - own_q
-
-
-def _transport(
-    logp: Tensor,
-    logq: Tensor,
-    cost: Tensor,
-    f: Tensor,
-    g: Tensor,
-    iterations: int,
-    tolerance: float,
-) -> tuple[Tensor, Tensor]:
-    """Both potentials of OT(p, q) from the given start; a row that has converged stays put."""
-    back = cost.T.contiguous()
-    done = _close(logp, f, _best(logq, g, cost), tolerance)
-    done &= _close(logq, g, _best(logp, f, back), tolerance)
-    for _ in range(iterations - 1):
-        if bool(done.all()):
-            return f, g
-        f = torch.where(done[:, None], f, _beyond(logp, f, _best(logq, g, cost)))
-        best = _best(logp, f, back)
-        # The last step of a row is a plain one, so that its plan has mass 1.
-        close = _close(logq, g, best, tolerance)
-        step = torch.where(close[:, None], best, _beyond(logq, g, best))
-        g = torch.where(done[:, None], g, step)
-        done |= close
-    f = torch.where(done[:, None], f, _best(logq, g, cost))
-    return f, torch.where(done[:, None], g, _best(logp, f, back))
-
-
-def _beyond(logp: Tensor, f: Tensor, best: Tensor) -> Tensor:
-    """Over-relaxation: go past the best f given g, where the dual value still does not decrease.
-
-    Plain steps stall exactly where distillation ends, at p near q; these are some ten times faster.
-    """
-    step = best - f
-    beyond = f + RELAXATION * step
-    # sum p (f' - f) - (mass after - mass before), where the mass is sum p exp(f - best)
-    after, before = (beyond - best).clamp(max=60).exp(), (-step).clamp(max=60).exp()
-    gain = (logp.exp() * (RELAXATION * step - after + before)).sum(-1, keepdim=True)
-    return torch.where(gain > 0, beyond, best)
-
-
-def _self_transport(logp: Tensor, cost: Tensor, iterations: int, tolerance: float) -> Tensor:
-    """The one potential of OT(p, p); half steps, since full ones would go back and forth."""
-    f = torch.zeros_like(logp)
-    for _ in range(iterations):
-        best = _best(logp, f, cost)
-        done = _close(logp, f, best, tolerance)
-        if bool(done.all()):
-            break
-        f = torch.where(done[:, None], f, (f + best) / 2)
-    return f
-
-
-def _best(logq: Tensor, g: Tensor, cost: Tensor) -> Tensor:
-    """The f that gives the plan p q^T exp(f + g - cost) its marginal p; finite where p is 0 too."""
-    return -((logq + g)[:, None, :] - cost).logsumexp(-1)
-
-
-def _close(logp: Tensor, f: Tensor, best: Tensor, tolerance: float) -> Tensor:
-    """[n] whether the plan's marginal is p up to `tolerance` in L1; True for broken rows."""
-    error = (logp.exp() * (f - best).clamp(max=60).expm1().abs()).sum(-1)  # exp(60) is finite
-    return ~(error > tolerance)

@@ -3,19 +3,34 @@
 import math
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
 from transformers import PreTrainedTokenizerBase
 
 from limbeck.core.random import seeded
-from limbeck.core.types import Encoding, Needs, Sample, Sampling, Signals, View
+from limbeck.core.types import NO_OFFSET, Encoding, Needs, Sample, Sampling, Signals, View
+from limbeck.losses.chosen import outcomes, outcomes_of
 from limbeck.losses.projection import Projection
 from limbeck.models.encode import Encoder
 from limbeck.models.facts import vocabulary_fingerprint
 from limbeck.models.head import Head, instead_of_head, rows_of_head
+from limbeck.models.taps import (
+    Seen,
+    decoder_layers,
+    gradients_at,
+    inside,
+    module_at,
+    name_of,
+    tapping,
+)
+from limbeck.models.tokens import token_bytes, word_beginnings
+
+OUTCOMES: Needs = frozenset({"chosen", "boundary"})
 
 Answer = TypeVar("Answer")
 
@@ -47,15 +62,15 @@ class CausalModel:
         self.vocabulary = vocabulary_fingerprint(tokenizer)
         self.autocast, self.head = autocast, head
         self.packs_from = math.inf  # share of padding; see models/packing.py
+        self._word_beginnings: Tensor | None = None
 
     @property
     def offers(self) -> Needs:
         """All signals it can give."""
+        every = frozenset({"logits", "chosen", "boundary", "hidden", "attention", "text"})
         # A split student has its head together only within its forward pass.
         split = isinstance(self.module, FSDPModule) and self.trains
-        if self.head is None or split:
-            return frozenset({"logits", "chosen", "text"})
-        return frozenset({"logits", "chosen", "text", "projection"})
+        return every if self.head is None or split else every | {"projection"}
 
     @property
     def trains(self) -> bool:
@@ -84,27 +99,114 @@ class CausalModel:
 
     def read(self, view: View, needs: Needs) -> Signals:
         """What is asked of the view's rows only: the head never sees a prompt or padding."""
-        if "projection" in needs:
-            return Signals(labels=view.labels, projection=self.at_head(view, lambda head: head))
+        if self.head is not None and "logits" not in needs:
+            return self.at_head(view, needs, lambda said: said)
         view = view.to(self.device)
-        with self._computing(), rows_of_head(self.transformer, view.rows):
+        tapped = tapping(self.transformer, view, needs)
+        with self._computing(), rows_of_head(self.transformer, view.rows), tapped as seen:
             output: Any = self.module(input_ids=view.ids, use_cache=False, **layout(view))
         logits: Tensor = output.logits
-        chosen = None
-        if "chosen" in needs:
-            logp = logits.float().log_softmax(-1)
-            chosen = logp.gather(-1, view.labels[:, None]).squeeze(-1)
-        return Signals(
-            labels=view.labels, logits=logits if "logits" in needs else None, chosen=chosen
-        )
+        said = replace(self._seen(view, seen), logits=logits if "logits" in needs else None)
+        if needs & OUTCOMES:
+            chosen, boundary = outcomes_of(logits, view.labels, self._ends_word(needs))
+            return replace(said, chosen=chosen, boundary=boundary)
+        return said
 
-    def at_head(self, view: View, use: Callable[[Projection], Answer]) -> Answer:
-        """Run up to the output head, let `use` take its place, and return what it returns."""
+    def at_head(self, view: View, needs: Needs, use: Callable[[Signals], Answer]) -> Answer:
+        """Run up to the output head, let `use` take its place, and return what it returns.
+
+        It is given a `projection` instead of logits, and what else `needs` asks for.
+        """
         assert self.head is not None
         view = view.to(self.device)
-        instead = instead_of_head(self.transformer, self.head, view.rows, self.autocast, use)
-        with self._computing(), instead:
+
+        def take(head: Projection) -> Answer:
+            said = replace(self._seen(view, seen), projection=head)
+            if needs & OUTCOMES:
+                chosen, boundary = outcomes(head, view.labels, self._ends_word(needs))
+                said = replace(said, chosen=chosen, boundary=boundary)
+            return use(said)
+
+        instead = instead_of_head(self.transformer, self.head, view.rows, self.autocast, take)
+        tapped = tapping(self.transformer, view, needs)
+        with self._computing(), tapped as seen, instead:
             return self.module(input_ids=view.ids, use_cache=False, **layout(view))
+
+    def _seen(self, view: View, seen: Seen) -> Signals:
+        return Signals(
+            labels=view.labels,
+            hidden=seen.hidden(),
+            attention=seen.attention(),
+            sample=view.sample_of(view.rows),
+        )
+
+    def _ends_word(self, needs: Needs) -> Tensor | None:
+        """[v] which tokens say that a word, or the text, has ended before them."""
+        if "boundary" not in needs:
+            return None
+        if self._word_beginnings is None:
+            eos = [] if self.encoder.eos is None else [self.encoder.eos]
+            flags = word_beginnings(self.token_bytes(), eos)
+            self._word_beginnings = torch.tensor(flags, device=self.device)
+        return self._word_beginnings
+
+    @property
+    def depth(self) -> int:
+        """How many decoder layers it has."""
+        return len(decoder_layers(self.transformer))
+
+    def heads(self) -> int:
+        """How many attention heads a layer has."""
+        return int(inside(self.transformer).config.get_text_config().num_attention_heads)
+
+    def layer_name(self, layer: int) -> str:
+        """The name of a decoder layer in the network, such as `model.layers.3`."""
+        return name_of(self.transformer, module_at(self.transformer, str(layer)))
+
+    def embedding_name(self) -> str:
+        """The name of the input embedding in the network."""
+        return name_of(self.transformer, inside(self.transformer).get_input_embeddings())
+
+    def width(self, site: str) -> int:
+        """How many numbers a hidden state has at a site.
+
+        Raises:
+            RecipeError: there is no such site; it names near ones.
+        """
+        module_at(self.transformer, site)  # an unknown one need not cost a forward pass
+        eos = self.encoder.eos or 0
+        asked = Encoding(ids=[eos] * 2, learn=[True] * 2, starts=[NO_OFFSET] * 2, ends=[0] * 2)
+        with torch.no_grad():
+            said = self.read(self.collate([asked] * 2), frozenset({f"hidden:{site}"}))
+        return said.hidden[site].shape[1]
+
+    def token_bytes(self) -> list[bytes | None]:
+        """The bytes that each token id stands for; None for special ones and unused columns."""
+        columns = inside(self.transformer).config.get_text_config().vocab_size
+        return token_bytes(self.tokenizer, columns)
+
+    def embeddings(self) -> Tensor:
+        """[v, d] its input embeddings, detached."""
+        weight = inside(self.transformer).get_input_embeddings().weight.detach()
+        return weight.full_tensor() if isinstance(weight, DTensor) else weight
+
+    def attribution(self, view: View, site: str) -> Tensor:
+        """[n, d] |d sum of log p(label) / d hidden| at each row of a view.
+
+        The sum is over all rows, so a row's state is credited for later ones too.
+        """
+        view = view.to(self.device)
+        training = self.module.training
+        self.module.eval()
+        try:
+            return gradients_at(self.transformer, site, view.rows, lambda: self._chosen(view))
+        finally:
+            self.module.train(training)
+
+    def _chosen(self, view: View) -> Tensor:
+        chosen = self.read(view, frozenset({"chosen"})).chosen
+        assert chosen is not None
+        return chosen
 
     @torch.no_grad()
     def speak(self, prompts: Sequence[Sample], sampling: Sampling) -> list[str]:

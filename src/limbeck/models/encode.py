@@ -1,6 +1,8 @@
 """From text to token ids: templates, which tokens are learnt, and where each stands in the text."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -8,13 +10,27 @@ import torch
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
-from limbeck.core.errors import DataError
+from limbeck.core.errors import DataError, ModelError
 from limbeck.core.types import NO_OFFSET, Encoding, Sample, Turn, View
+from limbeck.models.offsets import IntArray, byte_places, cover, untrimmed
+from limbeck.models.tokens import token_bytes
 
-IntArray = NDArray[np.int64]
 
-LARGEST_OF_BYTES = (0x7F, 0x7FF, 0xFFFF)
-"""Largest characters that take one, two and three bytes of UTF-8."""
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a turn is in the text that is tokenized, and in the sample's text.
+
+    Attributes:
+        learn: first and last byte of what is learnt of it; the same where nothing is.
+        words: first and last byte of its words, as tokenized; the same where they are not there.
+        at: the byte of the sample's text where these words begin.
+        end: the byte of the sample's text where the turn ends.
+    """
+
+    learn: tuple[int, int]
+    words: tuple[int, int]
+    at: int
+    end: int
 
 
 class Encoder:
@@ -30,22 +46,49 @@ class Encoder:
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, max_length: int) -> None:
+        if not getattr(tokenizer, "is_fast", True):
+            raise ModelError(
+                f"{tokenizer.name_or_path}: its tokenizer gives no offsets, so tokens cannot be "
+                "placed in the text; use a model with a tokenizer.json, or convert it with "
+                "AutoTokenizer.from_pretrained(..., use_fast=True).save_pretrained(FOLDER)"
+            )
         self.tokenizer, self.max_length = tokenizer, max_length
         eos: Any = tokenizer.eos_token_id
         self.eos: int | None = eos
         pad: Any = tokenizer.pad_token_id
         self.pad: int = pad if pad is not None else (self.eos or 0)
 
+    @cached_property
+    def _placing(self) -> PreTrainedTokenizerBase:
+        return untrimmed(self.tokenizer)
+
+    @cached_property
+    def _table(self) -> list[bytes | None]:
+        return token_bytes(self.tokenizer, len(self.tokenizer))
+
+    @cached_property
+    def _silent(self) -> list[int]:
+        """Tokens that stand for no text: special ones, and the one for all that is not known."""
+        added: Any = getattr(self.tokenizer, "added_tokens_decoder", {})
+        special = {index for index, token in added.items() if token.special}
+        return sorted(special.union(getattr(self.tokenizer, "all_special_ids", ())))
+
     def encode(self, sample: Sample) -> Encoding:
-        """One sample's tokens, what is learnt of them, and their byte offsets."""
+        """One sample's tokens, what is learnt of them, and their byte offsets.
+
+        Raises:
+            DataError: the text cannot be written as UTF-8, or no place for its turns is found.
+        """
         turns = (*sample.privileged, *sample.turns)
-        privileged = sum(len(turn.text) for turn in sample.privileged)
         chat = any(turn.role for turn in turns)
-        if chat:
-            text, spans = self._render(turns, sample.id)
-        else:
-            text, spans = _join(turns)
-        encoded: Any = self.tokenizer(
+        try:
+            text, places = self._render(turns, sample.id) if chat else _join(turns)
+        except UnicodeEncodeError as error:
+            raise DataError(
+                f"row {sample.id} holds half a character, {error.object[error.start]!a} (a lone "
+                "surrogate), which cannot be written as UTF-8; remove it from the data"
+            ) from error
+        encoded: Any = self._placing(
             text,
             add_special_tokens=not chat,  # a chat template writes its own
             return_offsets_mapping=True,
@@ -53,23 +96,40 @@ class Encoder:
             verbose=False,
         )
         ids: list[int] = encoded["input_ids"]
-        offsets = np.array(encoded["offset_mapping"], dtype=np.int64).reshape(-1, 2)
-        learnt = [span for span, turn in zip(spans, turns, strict=True) if turn.learn]
-        learn = _inside(offsets, learnt).tolist()
-        starts, ends = _to_bytes(offsets, len(text), spans, turns, privileged)
-        ends_learnt = bool(turns) and turns[-1].learn
-        if ends_learnt and not chat and self.eos is not None and ids[-1:] != [self.eos]:
-            ids = [*ids, self.eos]
-            last = len("".join(turn.text for turn in sample.turns).encode())
-            learn, starts, ends = [*learn, True], [*starts, last], [*ends, last]
-        kept = slice(0, self.max_length)
+        characters = np.array(encoded["offset_mapping"], dtype=np.int64).reshape(-1, 2)
+        spans = cover(text, characters, ids, self._table)
+        learn = _inside(spans, [place.learn for place in places]).tolist()
+        before = sum(len(turn.text.encode()) for turn in sample.privileged)
+        spans = _in_sample(spans, places, clip=chat) - before
+        spans[spans[:, 0] < 0] = NO_OFFSET
+        starts, ends = spans[:, 0].tolist(), spans[:, 1].tolist()
+        if turns and turns[-1].learn and not chat and self.eos is not None:
+            if ids[-1:] != [self.eos]:
+                ids = [*ids, self.eos]
+                learn, starts, ends = [*learn, True], [*starts, NO_OFFSET], [*ends, NO_OFFSET]
+            if starts[-1] == NO_OFFSET:  # it was added, here or by the tokenizer
+                learn[-1], starts[-1], ends[-1] = True, *[places[-1].end - before] * 2
+        return self._cut(ids, learn, starts, ends, sample.id)
+
+    def _cut(
+        self, ids: list[int], learn: list[bool], starts: list[int], ends: list[int], name: str
+    ) -> Encoding:
+        """What fits. Where the cut parts tokens that cover something together, those that are left
+        do not cover it: their end is not known."""
+        kept = min(len(ids), self.max_length)
+        last = kept - 1
+        if 0 < kept < len(ids) and starts[last] != NO_OFFSET:
+            whole = (starts[kept], ends[kept])
+            while last >= 0 and (starts[last], ends[last]) == whole:
+                ends[last] = NO_OFFSET
+                last -= 1
         return Encoding(
-            ids=ids[kept],
-            learn=learn[kept],
-            starts=starts[kept],
-            ends=ends[kept],
-            truncated=max(0, len(ids) - self.max_length),
-            name=sample.id,
+            ids=ids[:kept],
+            learn=learn[:kept],
+            starts=starts[:kept],
+            ends=ends[:kept],
+            truncated=len(ids) - kept,
+            name=name,
         )
 
     def prompt_ids(self, prompt: Sample) -> list[int]:
@@ -97,7 +157,7 @@ class Encoder:
             attend[row, :length] = True
             learn[row, :length] = torch.tensor(encoding.learn, dtype=torch.bool)
             offsets[row, :length, 0] = torch.tensor(encoding.starts)
-            offsets[row, :length, 1] = torch.tensor(encoding.ends)
+            offsets[row, :length, 1] = torch.tensor(self._known_ends(encoding))
         learn[:, :1] = False  # nothing stands before the first token that could predict it
         rows = learn.flatten().nonzero().flatten() - 1
         names = tuple(encoding.name for encoding in encodings)
@@ -112,7 +172,7 @@ class Encoder:
         # Position 0 would be predicted from another sample's last token.
         learn = torch.tensor([flag for part in parts for flag in part.learn]) & (places > 0)
         starts = [start for part in parts for start in part.starts]
-        ends = [end for part in parts for end in part.ends]
+        ends = [end for part in parts for end in self._known_ends(part)]
         return View(
             ids=torch.tensor([[token for part in parts for token in part.ids]]),
             attend=torch.tensor([[part is not nothing for part in parts for _ in part.ids]]),
@@ -122,6 +182,18 @@ class Encoder:
             names=tuple(encoding.name for encoding in encodings),
         )
 
+    def _known_ends(self, encoding: Encoding) -> Sequence[int]:
+        """Ends of tokens; `NO_OFFSET` for those of the text that stand for no known text.
+
+        These are unknown characters, and special tokens that are spelt out in the text.
+        """
+        starts, ends = np.array(encoding.starts), np.array(encoding.ends)
+        covers = ends > starts
+        silent = covers & np.isin(encoding.ids, self._silent)
+        if not silent.any():
+            return encoding.ends
+        return np.where(covers & np.isin(starts, starts[silent]), NO_OFFSET, ends).tolist()
+
     def _template(self, turns: Sequence[Turn], *, add_generation_prompt: bool) -> str:
         messages = [{"role": turn.role or "user", "content": turn.text} for turn in turns]
         text = self.tokenizer.apply_chat_template(
@@ -130,11 +202,11 @@ class Encoder:
         assert isinstance(text, str)
         return text
 
-    def _render(self, turns: Sequence[Turn], name: str) -> tuple[str, list[tuple[int, int]]]:
-        """The whole conversation, and the characters of it that each turn owns.
+    def _render(self, turns: Sequence[Turn], name: str) -> tuple[str, list[Place]]:
+        """The whole conversation, and where each turn is in it.
 
-        An assistant's turn owns what the template writes from the generation prompt on, without
-        trailing white space: its words and the end-of-turn mark.
+        Of an assistant's turn is learnt what the template writes from the generation prompt on,
+        without trailing white space: its words and the end-of-turn mark.
         """
         if not self.tokenizer.chat_template:
             raise DataError(
@@ -142,69 +214,100 @@ class Encoder:
                 "give rows with `prompt` and `completion` or `text`, or a chat model's tokenizer"
             )
         text = self._template(turns, add_generation_prompt=False)
-        spans: list[tuple[int, int]] = []
+        byte = byte_places(text)
+        places: list[Place] = []
+        end = 0
         for index, turn in enumerate(turns):
             upto = self._template(turns[: index + 1], add_generation_prompt=False)
+            owned = len(upto.rstrip())
             if turn.learn:
                 before = self._template(turns[:index], add_generation_prompt=True)
-                start = len(before) if text.startswith(before) else -1
+                first = len(before) if text.startswith(before) else -1
+                words, lead = _find(turn.text, text, first, owned)
             else:
-                start = upto.rfind(turn.text.strip())
-            if start < 0 or not text.startswith(upto.rstrip()):
+                words, lead = _find_last(turn.text, upto)
+                first = words[0]
+            if first < 0 or not text.startswith(upto.rstrip()):
                 raise DataError(
                     f"row {name}: the chat template rewrites earlier turns, so the assistant's "
                     "words cannot be found in it; give this row one assistant turn only"
                 )
-            end = len(upto.rstrip()) if turn.learn else start + len(turn.text.strip())
-            spans.append((start, end))
-        return text, spans
+            begin, end = end, end + len(turn.text.encode())
+            places.append(
+                Place(
+                    learn=(int(byte[first]), int(byte[owned if turn.learn else first])),
+                    words=(int(byte[words[0]]), int(byte[words[1]])),
+                    at=begin + len(turn.text[:lead].encode()),
+                    end=end,
+                )
+            )
+        return text, places
 
 
-def _join(turns: Sequence[Turn]) -> tuple[str, list[tuple[int, int]]]:
-    spans: list[tuple[int, int]] = []
-    text = ""
+def _find(words: str, text: str, first: int, last: int) -> tuple[tuple[int, int], int]:
+    """Where a turn's words stand between two characters, and how many of their first ones do not.
+
+    Templates write them as they are or without white space around them. Where they are written
+    otherwise, nothing is found.
+    """
+    for wanted in (words, words.strip()):
+        # White space at the very end may lie behind what is learnt.
+        stop = last + len(wanted) - len(wanted.rstrip())
+        start = first + len(text[first:stop]) - len(text[first:stop].lstrip())
+        if not text.startswith(wanted, start):
+            start = first if text.startswith(wanted, first) else text.rfind(wanted, first, stop)
+        if wanted and start >= 0:
+            return (start, start + len(wanted)), words.index(wanted)
+    return (first, first), 0 if words.strip() else len(words)
+
+
+def _find_last(words: str, text: str) -> tuple[tuple[int, int], int]:
+    """The same at the end of a text."""
+    for wanted in (words, words.strip()):
+        start = text.rfind(wanted)
+        if start >= 0:
+            return (start, start + len(wanted)), words.index(wanted)
+    return (0, 0), 0
+
+
+def _join(turns: Sequence[Turn]) -> tuple[str, list[Place]]:
+    """Plain text: all turns one after the other, with nothing between them."""
+    places: list[Place] = []
+    end = 0
     for turn in turns:
-        spans.append((len(text), len(text) + len(turn.text)))
-        text += turn.text
-    return text, spans
+        begin, end = end, end + len(turn.text.encode())
+        owned = (begin, end) if turn.learn else (begin, begin)
+        places.append(Place(learn=owned, words=(begin, end), at=begin, end=end))
+    return "".join(turn.text for turn in turns), places
 
 
-def _inside(offsets: IntArray, spans: Sequence[tuple[int, int]]) -> NDArray[np.bool_]:
-    """Whether each token has characters, the last of which lies in one of the spans."""
-    starts, ends = offsets.T
-    inside = np.zeros(len(offsets), dtype=np.bool_)
-    for first, last in spans:
+def _inside(spans: IntArray, parts: Sequence[tuple[int, int]]) -> NDArray[np.bool_]:
+    """Whether each token covers bytes, the last of which lies in one of the parts."""
+    starts, ends = spans.T
+    inside = np.zeros(len(spans), dtype=np.bool_)
+    for first, last in parts:
         inside |= (first < ends) & (ends <= last)
     return inside & (ends > starts)
 
 
-def _to_bytes(
-    offsets: IntArray,
-    rendered: int,
-    spans: Sequence[tuple[int, int]],
-    turns: Sequence[Turn],
-    privileged: int,
-) -> tuple[list[int], list[int]]:
-    """Byte offsets of tokens in the sample's text, from character offsets in the rendered text.
+def _in_sample(spans: IntArray, places: Sequence[Place], *, clip: bool) -> IntArray:
+    """[t, 2] bytes in the sample's text (of all turns), from those in the tokenized text.
 
-    Characters that the template added have no offset; an end-of-turn mark right behind a turn's
-    words has the empty span there. `privileged` counts the characters before the sample's text.
+    What a template wrote has no offset; but learnt tokens behind a turn's words, its end-of-turn
+    mark, have the empty span at the turn's end. Where a token covers words and something of the
+    template, `clip` keeps the words; in plain text such a token belongs to two turns and is whole.
     """
-    words = "".join(turn.text for turn in turns)
-    place = np.full(rendered + 1, NO_OFFSET)  # character as rendered -> character in `words`
-    position = 0
-    for (start, end), turn in zip(spans, turns, strict=True):
-        lead = len(turn.text) - len(turn.text.lstrip()) if turn.role else 0
-        length = min(end - start, len(turn.text) - lead) + 1
-        place[start : start + length] = np.arange(length) + position + lead
-        position += len(turn.text)
-    points = np.frombuffer(words.encode("utf-32-le", "surrogatepass"), dtype="<u4")
-    sizes = 1 + sum((points > largest).astype(np.int64) for largest in LARGEST_OF_BYTES)
-    byte_of = np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)])
-    first, last = place[offsets].T
-    last = np.where(last < 0, first, last)
-    known = (first >= privileged) & (offsets[:, 1] > offsets[:, 0])
-    base = byte_of[privileged]
-    starts = np.where(known, byte_of[first] - base, NO_OFFSET)
-    ends = np.where(known, byte_of[last] - base, NO_OFFSET)
-    return starts.tolist(), ends.tolist()
+    if not clip:
+        return spans.copy()
+    starts, ends = spans.T
+    found = np.full_like(spans, NO_OFFSET)
+    for place in places:
+        first, last = place.words
+        if first == last and place.at < place.end:
+            continue  # its words are not there
+        within = (starts < last) & (ends > first)
+        clipped = np.stack([np.maximum(starts, first), np.minimum(ends, last)], axis=1)
+        found[within] = clipped[within] + (place.at - first)
+        marks = (starts >= last) & (ends > starts) & (ends <= place.learn[1])
+        found[marks] = place.end
+    return found

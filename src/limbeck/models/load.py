@@ -17,6 +17,7 @@ from limbeck.core.specs import CausalStudent, LocalTeacher, Lora
 from limbeck.models.causal import CausalModel
 from limbeck.models.facts import config_of, origin_of, tokenizer_of
 from limbeck.models.head import head_of
+from limbeck.models.taps import decoder_layers
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 Spec = CausalStudent | LocalTeacher
@@ -116,12 +117,6 @@ def save_student(
             finally:
                 module.unmerge_adapter()
         student.tokenizer.save_pretrained(aside)
-
-
-def decoder_layers(module: nn.Module) -> nn.ModuleList:
-    """The list of decoder layers: the longest list of modules in the model."""
-    lists = [part for part in module.modules() if isinstance(part, nn.ModuleList)]
-    return max(lists, key=len, default=nn.ModuleList())
 
 
 def with_adapters(module: Any, lora: Lora, *, quantized: bool) -> Any:

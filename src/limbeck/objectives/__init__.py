@@ -1,26 +1,53 @@
 """Objectives: frozen values that bind a loss to the signals of student and teacher."""
 
+from limbeck.objectives.attention import AttentionMaps, AttentionRelations
+from limbeck.objectives.dual_space import DualSpace
+from limbeck.objectives.features import Features
 from limbeck.objectives.sparse import SparseKL
 from limbeck.objectives.token import (
+    TAID,
     AdaptiveKL,
+    AlphaBeta,
     CrossEntropy,
+    DecoupledKD,
     ForwardKL,
     JensenShannon,
     LogitMSE,
+    Ranking,
     ReverseKL,
     SkewForwardKL,
     SkewReverseKL,
     SortedL1,
     TotalVariation,
 )
+from limbeck.objectives.units import FlexKD
+from limbeck.objectives.vocabulary import (
+    HybridKL,
+    LikelihoodMatching,
+    MappedKL,
+    SemanticTransport,
+)
 
 __all__ = [
+    "TAID",
     "AdaptiveKL",
+    "AlphaBeta",
+    "AttentionMaps",
+    "AttentionRelations",
     "CrossEntropy",
+    "DecoupledKD",
+    "DualSpace",
+    "Features",
+    "FlexKD",
     "ForwardKL",
+    "HybridKL",
     "JensenShannon",
+    "LikelihoodMatching",
     "LogitMSE",
+    "MappedKL",
+    "Ranking",
     "ReverseKL",
+    "SemanticTransport",
     "SkewForwardKL",
     "SkewReverseKL",
     "SortedL1",

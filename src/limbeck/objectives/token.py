@@ -8,7 +8,7 @@ receive a gradient: teachers are read without.
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from functools import partial
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 from torch import Tensor
@@ -21,6 +21,8 @@ from limbeck.losses.kernels import KERNELS, Kernel
 
 Temperature = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 InnerShare = Annotated[float, Field(gt=0, lt=1, allow_inf_nan=False)]
 
 
@@ -120,7 +122,69 @@ class AdaptiveKL(LogitObjective):
     """Forward KL where the head of the distribution is off, reverse KL where its tail is."""
 
     loss = staticmethod(losses.adaptive_kl)
-    mu: InnerShare = 0.5
+    mu: Finite = Annotated[float, Field(allow_inf_nan=False)]
+
+
+Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+InnerShare = 0.5
+
+
+@register("objective", "alpha_beta")
+@dataclass(frozen=True, kw_only=True)
+class AlphaBeta(LogitObjective):
+    """Alpha-beta divergence: forward KL at 1 and 0, reverse KL at 0 and 1, and what lies around.
+
+    A small `alpha` evens out gaps of different sizes; a small `beta` also teaches what the student
+    finds impossible.
+    """
+
+    loss = staticmethod(losses.alpha_beta)
+    alpha: Finite = 0.2
+    beta: Finite = 0.7
+
+
+@register("objective", "taid")
+@dataclass(frozen=True, kw_only=True)
+class TAID(LogitObjective):
+    """Forward KL from a target between student and teacher; `t` is meant to rise by a schedule."""
+
+    loss = staticmethod(losses.taid)
+    t: Share = 0.5
+
+
+@register("objective", "ranking")
+@dataclass(frozen=True, kw_only=True)
+class Ranking(LogitObjective):
+    """Hinge on pairs of the teacher's `k` likeliest tokens, which the student must keep in order.
+
+    `margin` is the share of the teacher's own distance that must be kept.
+    """
+
+    loss = staticmethod(losses.ranking)
+    k: Annotated[int, Field(ge=2)] = 10
+    margin: Share = 1.0
+
+
+@register("objective", "decoupled_kd")
+@dataclass(frozen=True, kw_only=True)
+class DecoupledKD(LogitObjective):
+    """KL divergence in two parts, the text's own token (`alpha`) and all others (`beta`)."""
+
+    loss = staticmethod(losses.decoupled_kd)
+    alpha: Weight = 1.0
+    beta: Weight = 1.0
+
+    def __call__(self, student: Signals, teacher: Signals) -> Tensor:
+        """[n] losses; the target is the token that the text goes on with."""
+        assert student.logits is not None
+        assert teacher.logits is not None
+        return losses.decoupled_kd(
+            student.logits,
+            teacher.logits,
+            student.labels,
+            temperature=self.temperature,
+            **self._settings,
+        )
 
 
 @register("objective", "logit_mse")
@@ -137,10 +201,24 @@ class SortedL1(LogitObjective):
     """Universal Logit Distillation's closed form: distance of the sorted probabilities.
 
     It does not ask which token a probability belongs to, so the tokenizers may differ.
+
+    Attributes:
+        pairing: which rows stand beside each other: `bytes`, those at which both models have read
+            the same text; `order`, the i-th learnt token with the i-th, as in the paper.
     """
 
     loss = staticmethod(losses.sorted_l1)
     shared_vocabulary: ClassVar[bool] = False
+
+    pairing: Literal["bytes", "order"] = "bytes"
+
+    def __post_init__(self) -> None:
+        if self.pairing == "order":
+            object.__setattr__(self, "unit", "order")
+
+    @property
+    def _settings(self) -> dict[str, Any]:
+        return {}  # the pairing is not the loss's affair
 
 
 @register("objective", "cross_entropy")

@@ -8,6 +8,7 @@
     loss         at the head, chunk by chunk: v d * 4 + a chunk of logits for each model
                  + tokens * d * 4 for each model's hidden states and the student's gradient;
                  with whole logits: rows * v * 4 * copies
+    maps         tokens * length * heads * 4 * 3 for each model and layer whose attention is matched
 
 for a micro-batch of `tokens = batch_tokens / (processes * accumulate)`, width d, feed-forward width
 f and vocabulary v, where every token is taken as a row. With accumulation, gradients and
@@ -22,6 +23,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from limbeck.core.specs import CachedTeacher, CausalStudent
+from limbeck.core.types import without_sites
 from limbeck.losses.chunks import CHUNK_BYTES, CHUNK_ROWS
 from limbeck.models.load import with_adapters
 from limbeck.recipe.check import Facts
@@ -61,6 +63,9 @@ LOSS_COPIES = {
 }
 """[n, v] float32 tensors that are alive at a loss's peak, besides the logits of the two models."""
 
+MAP_COPIES = 3
+"""Tensors of the size of a layer's scores that each model has at the peak of a loss of maps."""
+
 OTHER_COPIES = 8
 """The same where a kind is not in the table."""
 
@@ -75,6 +80,7 @@ class Memory:
         gradients_bytes: gradients; on a CPU also the copies that a checkpoint makes.
         activations_bytes: what the layers keep of the largest micro-batch.
         loss_bytes: what the loss takes beside it.
+        maps_bytes: what attention scores take that are matched, of rows of full length.
         together: gradients are there while activations are.
     """
 
@@ -83,12 +89,13 @@ class Memory:
     gradients_bytes: int
     activations_bytes: int
     loss_bytes: int
+    maps_bytes: int
     together: bool
 
     @property
     def peak_bytes(self) -> int:
         """Gradients grow as activations go, unless they wait for more micro-batches."""
-        passing = self.activations_bytes + self.loss_bytes
+        passing = self.activations_bytes + self.loss_bytes + self.maps_bytes
         if self.together:
             return self.weights_bytes + self.gradients_bytes + passing
         return self.weights_bytes + max(self.gradients_bytes, passing)
@@ -136,6 +143,7 @@ def memory_of(recipe: Recipe, facts: Facts, processes: int) -> Memory:
         gradients_bytes=round(gradients),
         activations_bytes=round(tokens * layers * BYTES[student.dtype]),
         loss_bytes=round(loss),
+        maps_bytes=round(tokens * _map_bytes(recipe, facts)),
         together=train.accumulate > 1,
     )
 
@@ -149,6 +157,28 @@ def _chunked_bytes(recipe: Recipe, facts: Facts, tokens: float) -> float:
     rows = min(tokens, CHUNK_ROWS["cpu"]) if _on_cpu(recipe.train.device) else tokens
     chunks = sum(min(CHUNK_BYTES, rows * config.vocab_size * each) for config in configs)
     return tokens * widths * each + chunks
+
+
+def _map_bytes(recipe: Recipe, facts: Facts) -> int:
+    """Bytes of a row whose attention is matched: its scores in each head of both models."""
+    total = 0
+    for term in recipe.terms:
+        if term.teacher is None or "attention" not in without_sites(term.objective.asks):
+            continue
+        configs = (facts.student.config, facts.teachers[term.teacher].config)
+        heads = sum(config.get_text_config().num_attention_heads for config in configs)
+        total += heads * recipe.student.max_length * 4 * MAP_COPIES * _pairs(term, facts)
+    return total
+
+
+def _pairs(term: Any, facts: Facts) -> int:
+    """How many pairs of layers an objective matches: it lists them, or says `last-K` or a rule."""
+    layers: Any = getattr(term.objective, "layers", "last")
+    if not isinstance(layers, str):
+        return len(layers)
+    if layers.startswith("last"):
+        return int(layers.partition("-")[2] or 1)
+    return facts.student.config.get_text_config().num_hidden_layers
 
 
 def _on_cpu(device: str) -> bool:

@@ -50,6 +50,10 @@ class Plan:
                     ("gradients", _bytes(memory.gradients_bytes)),
                     ("activations of a micro-batch", _bytes(memory.activations_bytes)),
                     ("its loss", _bytes(memory.loss_bytes)),
+                    *(
+                        [("its attention maps", _bytes(memory.maps_bytes))]
+                        * bool(memory.maps_bytes)
+                    ),
                     ("peak", _bytes(memory.peak_bytes)),
                 ],
             ),

@@ -4,8 +4,9 @@ import hashlib
 import json
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import fields, is_dataclass, replace
-from typing import Any, TypeVar, get_args, get_type_hints
+from dataclasses import fields, is_dataclass
+from functools import partial
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 import yaml
 from pydantic import TypeAdapter, ValidationError
@@ -17,6 +18,7 @@ import limbeck.sources  # noqa: F401  # registers the sources
 from limbeck.core.errors import RecipeError
 from limbeck.core.registry import did_you_mean, kinds
 from limbeck.recipe.document import Document
+from limbeck.recipe.fit import fit
 from limbeck.recipe.schema import Price, Recipe, Term, Train
 
 DEFAULT_KINDS = {"student": "causal", "teacher": "local", "source": "dataset"}
@@ -33,9 +35,6 @@ LAYOUT = (
     "profile",
 )
 """Settings of `train` that change how a run is laid out, not what it computes."""
-
-CACHE = "{kind: cache, path: FOLDER, of: {name: ...}, keep: sampled}"
-"""A teacher that offers what only a cache can."""
 
 Value = TypeVar("Value")
 
@@ -76,47 +75,6 @@ def resolve(document: Document) -> Recipe:
     return fit(recipe, document)
 
 
-def fit(recipe: Recipe, document: Document | None = None) -> Recipe:
-    """Check that the parts of a recipe fit each other, and fill in what follows from them.
-
-    Raises:
-        RecipeError: naming the field.
-    """
-    document = document or Document({}, {})
-    student, teachers = recipe.student, recipe.teachers
-    if not recipe.terms:
-        raise document.error("terms", "there is no term, so nothing would be trained")
-    given = [key for key in ("name", "from_", "config") if getattr(student, key) is not None]
-    if len(given) != 1:
-        found = " and ".join(key.strip("_") for key in given) or "none of them"
-        raise document.error("student", f"give one of name, from, config; it has {found}")
-    if student.layers is not None and student.from_ is None:
-        raise document.error("student.layers", "only goes with `from`")
-    if student.from_ not in (None, "teacher", *teachers):
-        hint = did_you_mean(student.from_, list(teachers)) if teachers else "the recipe has none"
-        raise document.error("student.from", f"no teacher {student.from_!r}; {hint}")
-    if student.quantize and not student.lora:
-        raise document.error("student.quantize", "frozen weights need `lora` to train something")
-    terms = tuple(
-        _fit_term(term, f"terms.{index}", recipe, document)
-        for index, term in enumerate(recipe.terms)
-    )
-    if len({term.label for term in terms}) < len(terms):
-        counts = [term.label for term in terms]
-        twice = next(i for i, label in enumerate(counts) if label in counts[:i])
-        raise document.error(
-            f"terms.{twice}", f"a second {counts[twice]!r}; give this term a `name` of its own"
-        )
-    for index, evaluation in enumerate(recipe.evals):
-        if evaluation.needs_teacher and not teachers:
-            raise document.error(f"evals.{index}", f"{evaluation.kind} needs a teacher")
-    try:
-        limbeck.evals.check_names(recipe.evals)
-    except RecipeError as error:
-        raise document.error(error.field, error.reason) from None
-    return replace(recipe, terms=terms)
-
-
 def to_mapping(recipe: Recipe) -> dict[str, Any]:
     """The recipe as plain values with all defaults; `resolve` makes the same recipe of it."""
     return {
@@ -140,7 +98,8 @@ def describe(value: Any) -> dict[str, Any]:
 
 def describe_term(term: Term) -> dict[str, Any]:
     """A term as a recipe writes it."""
-    return {"objective": describe(term.objective), **_fields(term, skip="objective")}
+    skip = {"objective"} if term.schedule else {"objective", "schedule"}
+    return {"objective": describe(term.objective), **_fields(term, skip)}
 
 
 def dump(recipe: Recipe) -> str:
@@ -174,54 +133,6 @@ def _term(value: Any, path: str, document: Document) -> Term:
         raise document.error(path, "has no objective")
     given["objective"] = _kind("objective", given["objective"], f"{path}.objective", document)
     return _dataclass(Term, given, path, document)
-
-
-def _fit_term(term: Term, path: str, recipe: Recipe, document: Document) -> Term:
-    needs, kind = term.objective.needs, getattr(term.objective, "kind", "objective")
-    names = list(recipe.teachers)
-    if not needs:
-        if term.teacher is not None:
-            raise document.error(f"{path}.teacher", f"{kind} listens to no teacher; leave it out")
-        return term
-    name = term.teacher
-    if name is None and len(names) == 1:
-        name = names[0]
-    if name is None:
-        found = f"one of: {', '.join(names)}" if names else "the recipe has no `teachers`"
-        raise document.error(f"{path}.teacher", f"{kind} needs a teacher; {found}")
-    if name not in recipe.teachers:
-        hint = did_you_mean(name, names) if names else "the recipe has no `teachers`"
-        raise document.error(f"{path}.teacher", f"no teacher {name!r}; {hint}")
-    offers = recipe.teachers[name].offers
-    if not needs <= offers:
-        missing = needs - offers
-        works = [
-            other
-            for other, cls in kinds("objective").items()
-            if getattr(cls, "needs", frozenset[str]()) <= offers
-        ]
-        raise document.error(
-            f"{path}.objective",
-            f"{kind} needs {', '.join(sorted(missing))}; teacher {name!r} offers "
-            f"{', '.join(sorted(offers))}. These would work: {', '.join(works)}"
-            + (f"; or teachers.{name}: {CACHE}" if "sparse" in missing else ""),
-        )
-    _fit_temperature(term, recipe.teachers[name], name, path, document)
-    return replace(term, teacher=name)
-
-
-def _fit_temperature(term: Term, teacher: Any, name: str, path: str, document: Document) -> None:
-    """What was kept of a distribution at one temperature cannot serve another."""
-    if "sparse" not in term.objective.needs:
-        return
-    asked, kept = getattr(term.objective, "temperature", 1.0), teacher.temperature
-    if asked != kept:
-        raise document.error(
-            f"{path}.objective.temperature",
-            f"it is {asked}, but teacher {name!r} is kept at {kept}, which cannot serve another;"
-            f" set it to {kept}, or teachers.{name}.temperature to {asked} and make the cache"
-            " again",
-        )
 
 
 def _kind(slot: str, value: Any, path: str, document: Document) -> Any:
@@ -290,12 +201,17 @@ def _true_number(given: Any, made: Any, path: str) -> str | None:
         return path if taken else None
     pairs: list[tuple[Any, Any, Any]] = []
     if isinstance(given, Mapping):
-        of = made.get if isinstance(made, Mapping) else lambda key: getattr(made, str(key), None)
+        of = made.get if isinstance(made, Mapping) else partial(_attribute, made)
         pairs = [(key, item, of(key)) for key, item in given.items()]
     elif isinstance(given, list) and isinstance(made, list | tuple):
         pairs = [(i, *both) for i, both in enumerate(zip(given, made, strict=False))]
     found = (_true_number(old, new, f"{path}.{key}".strip(".")) for key, old, new in pairs)
     return next((place for place in found if place is not None), None)
+
+
+def _attribute(made: Any, key: str) -> Any:
+    """A field's value by the name that a recipe writes."""
+    return getattr(made, key, getattr(made, f"{key}_", None))
 
 
 def _location(loc: tuple[int | str, ...], given: Mapping[str, Any]) -> list[int | str]:
@@ -323,13 +239,18 @@ def _known(given: Mapping[str, Any], names: list[str], path: str, document: Docu
 
 
 def _known_fields(cls: Any, given: Mapping[str, Any], path: str, document: Document) -> None:
-    """The same for all fields of a class, and of a class inside it such as `lora`."""
+    """The same for all fields of a class, and of classes inside it: `lora`, each `schedule`."""
     _known(given, [_alias(field.name) for field in fields(cls)], path, document)
     types = get_type_hints(cls)
     for key, item in given.items():
+        by_name = get_origin(types.get(key)) is Mapping
         for inner in (types.get(key), *get_args(types.get(key))):
-            if is_dataclass(inner) and isinstance(item, Mapping):
-                _known_fields(inner, item, f"{path}.{key}", document)
+            if not is_dataclass(inner) or not isinstance(item, Mapping):
+                continue
+            parts = item if by_name else {"": item}
+            for name, part in parts.items():
+                if isinstance(part, Mapping):
+                    _known_fields(inner, part, f"{path}.{key}.{name}".rstrip("."), document)
 
 
 def _or(value: Any, default: Any) -> Any:
@@ -349,10 +270,8 @@ def _list(value: Any, path: str, document: Document) -> list[Any]:
     return value
 
 
-def _fields(value: Any, skip: str = "") -> dict[str, Any]:
-    made = TypeAdapter(type(value)).dump_python(
-        value, mode="json", by_alias=True, exclude={skip} if skip else None
-    )
+def _fields(value: Any, skip: set[str] | None = None) -> dict[str, Any]:
+    made = TypeAdapter(type(value)).dump_python(value, mode="json", by_alias=True, exclude=skip)
     return {_alias(key): item for key, item in made.items() if item is not None}
 
 

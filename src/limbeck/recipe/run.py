@@ -18,7 +18,7 @@ from limbeck.core.errors import LimbeckError, RecipeError
 from limbeck.core.files import sweep, write_json, write_text
 from limbeck.core.protocols import Reader
 from limbeck.core.specs import CachedTeacher
-from limbeck.core.types import Sample, Turn
+from limbeck.core.types import Sample, Turn, sites
 from limbeck.evals import Agreement, Score, run_suite, tokens_per_second
 from limbeck.evals.reading import tell_once
 from limbeck.models.causal import CausalModel
@@ -29,6 +29,7 @@ from limbeck.recipe.cache import open_cache
 from limbeck.recipe.check import Facts, check
 from limbeck.recipe.document import Document, read
 from limbeck.recipe.plots import draw
+from limbeck.recipe.ready import ready_terms
 from limbeck.recipe.report import Arms, Report, make_report
 from limbeck.recipe.resolve import describe, dump, resolve, sha256, training_sha256
 from limbeck.recipe.schema import Recipe, Term
@@ -140,6 +141,7 @@ class _Run:
         document: Document | None = None,
     ) -> None:
         self.recipe, self.facts, self.out, self.mesh = recipe, facts, out, mesh
+        self.document = document
         # Data first: it is quick to check, and a wrong row should not cost the loading of weights.
         self.source = recipe.source.open(recipe.seed)
         self.start_of_data = self.source.state_dict()
@@ -157,15 +159,19 @@ class _Run:
 
     def go(self) -> Report:
         """Measure, train, measure, train the control, report."""
+        student = self.new_student()
+        folder = self.out / "terms"
+        terms = ready_terms(
+            self.recipe, student, self.teachers, self.source, folder, self.mesh, self.document
+        )
         if self.mesh.main:  # all that could be wrong with the recipe has been looked at by now
             write_text(self.out / "recipe.yaml", dump(self.recipe))
         scores: dict[str, dict[str, Score]] = {}
         if self.first_teacher is not None:
             scores["teacher"] = self.measured("teacher", None)
-        student = self.new_student()
         scores["before"] = self.measured("before", student)
         self.release()
-        arm = self.train(student, self.recipe.terms, self.out, "distilling")
+        arm = self.train(student, terms, self.out, "distilling")
         self.save(arm.student)
         scores["after"] = self.measured("after", arm.student)
         teacher = self.teacher() if self.recipe.evals else None
@@ -247,9 +253,6 @@ class _Run:
             every=train.save_every,
             keep=train.keep,
         )
-        for term in terms:
-            if isinstance(term.objective, torch.nn.Module):
-                term.objective.to(mesh.device)
         parameters = trained_parameters(student.module, terms)
         half = recipe.student.dtype == "float16"
         trainer = Trainer(
@@ -266,6 +269,7 @@ class _Run:
             patience=train.patience,
             seed=recipe.seed,
             logits=train.logits,
+            balance=train.balance,
             state=State(scale=LossScale(FP16_SCALE if half else 1.0, active=half)),
         )
         checkpoints.trainer = trainer
@@ -275,7 +279,9 @@ class _Run:
         with ExitStack() as stack:
             listeners: list[Any] = []
             models = [m for m in (student, *trainer.readers.values()) if isinstance(m, CausalModel)]
-            stack.enter_context(packing(train.packing, models))
+            # Scores of all heads over a packed line would be its length squared.
+            maps = any(sites(term.objective.asks, "attention") for term in terms)
+            stack.enter_context(packing("never" if maps else train.packing, models))
             if train.profile and mesh.main:
                 profile = Profile(folder / "profile", train.steps - done)
                 listeners.append(stack.enter_context(profile))

@@ -32,6 +32,9 @@ class Train:
         logits: `chunked` takes losses a few rows at a time in the place of the student's output
             head, so that all logits never exist together; `compiled` does with compiled code;
             `naive` makes them all; `auto` is `chunked` where the models and terms allow it.
+        balance: how the sizes of several terms are evened out before their weights count: `fixed`
+            leaves them; `gradient` gives all the same gradient norm at the last layer they share,
+            measured every 20 steps; `uncertainty` divides each by its own running size.
         parallel: with torchrun, `ddp` copies the model to each process, `fsdp` splits it.
         device: `auto`, `cpu`, `cuda` ...
         save_every: steps between checkpoints.
@@ -50,6 +53,7 @@ class Train:
     accumulate: Positive = 1
     packing: Literal["auto", "always", "never"] = "auto"
     logits: Literal["auto", "chunked", "compiled", "naive"] = "auto"
+    balance: Literal["fixed", "gradient", "uncertainty"] = "fixed"
     parallel: Literal["ddp", "fsdp"] = "ddp"
     device: str = "auto"
     save_every: Positive = 100

@@ -12,6 +12,7 @@ from limbeck.core.specs import CachedTeacher
 from limbeck.core.types import Encoding, Needs, Sample, Signals, View
 from limbeck.models.encode import Encoder
 from limbeck.models.facts import vocabulary_fingerprint
+from limbeck.models.tokens import token_bytes
 from limbeck.teachers.keep import Arrays, join, keeper
 from limbeck.teachers.parts import Part, parts
 from limbeck.teachers.remains import read_head
@@ -47,7 +48,7 @@ class CacheReader:
         self.store, self.spec, self.device = store, spec, device
         self.name, self.offers = spec.of.name, spec.offers
         self.vocabulary = vocabulary_fingerprint(tokenizer)
-        self.encoder = Encoder(tokenizer, max_length)
+        self.tokenizer, self.encoder = tokenizer, Encoder(tokenizer, max_length)
         sizes = store.extra
         self.keeper = keeper(spec, sizes["columns"], sizes["width"], sizes["dtype"])
         self.head = read_head(spec.path, sizes, device) if spec.keep == "hidden" else None
@@ -78,6 +79,10 @@ class CacheReader:
         if not bool(valid.all()):
             fields["valid"] = valid.to(self.device)
         return Signals(labels=view.labels.to(self.device), **fields)
+
+    def token_bytes(self) -> list[bytes | None]:
+        """The bytes that each token id stands for; None for special ones and unused columns."""
+        return token_bytes(self.tokenizer, self.store.extra["columns"])
 
     def _sample(self, part: Part) -> Arrays:
         record = self.store.get(part.name, token_hash(part.ids.tolist(), part.learn.tolist()))

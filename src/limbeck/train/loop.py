@@ -22,9 +22,9 @@ from limbeck.core.protocols import Reader
 from limbeck.core.random import seeded
 from limbeck.core.term import Term
 from limbeck.core.types import Needs, Signals, View
-from limbeck.losses.projection import Projection
+from limbeck.train.balance import EVERY_STEPS, Rule, by_gradient, by_uncertainty, shared_layer
 from limbeck.train.batches import Batches
-from limbeck.train.loss import fits_chunks, over_head, over_signals
+from limbeck.train.loss import fits_chunks, loss_of, rowwise
 from limbeck.train.mesh import Mesh
 from limbeck.train.optim import LossScale, gradient_norm
 from limbeck.train.prepare import MicroBatch, Preparation
@@ -40,7 +40,14 @@ class Student(Reader, Protocol):
     module: nn.Module
     head: Any
 
-    def at_head(self, view: View, use: Callable[[Projection], tuple[Tensor, ...]]) -> Any:
+    @property
+    def transformer(self) -> Any:
+        """The model inside of any distributed wrapper."""
+        ...
+
+    def at_head(
+        self, view: View, needs: Needs, use: Callable[[Signals], tuple[Tensor, ...]]
+    ) -> Any:
         """Run up to the output head, let `use` take its place, and return what it returns."""
         ...
 
@@ -73,14 +80,15 @@ class State:
     positions: int = 0  # tokens and padding
     seconds: float = 0.0
     scale: LossScale = field(default_factory=LossScale)
+    balance: list[float] = field(default_factory=list[float])  # a scale for each term
 
 
 @dataclass
 class Trainer:
     """All that a step touches.
 
-    `rate` gives the learning rate at a step. `logits` says how the losses of logits are computed;
-    see `recipe.schema.Train`.
+    `rate` gives the learning rate at a step. `logits` says how the losses of logits are computed,
+    and `balance` how terms are scaled; see `recipe.schema.Train`.
     """
 
     student: Student
@@ -96,6 +104,7 @@ class Trainer:
     patience: int
     seed: int
     logits: str = "auto"
+    balance: Rule = "fixed"
     listeners: Sequence[Listener] = ()
     state: State = field(default_factory=State)
 
@@ -103,13 +112,16 @@ class Trainer:
         self.parameters = [parameter for _, parameter in self.named_parameters()]
         owned = [term.objective for term in self.terms if isinstance(term.objective, nn.Module)]
         self.projectors = [parameter for module in owned for parameter in module.parameters()]
-        self.weights = torch.tensor([term.weight for term in self.terms], device=self.mesh.device)
+        self.state.balance = self.state.balance or [1.0] * len(self.terms)
         self.heard_names = [n for n in self.readers if any(t.teacher == n for t in self.terms)]
+        self.asks: Needs = frozenset[str]().union(*(term.objective.asks for term in self.terms))
         self.at_head = (
             self.logits != "naive" and self.student.head is not None and fits_chunks(self.terms)
         )
-        # What inference mode makes cannot be kept for a backward pass, which whole logits need.
-        quiet = self.at_head and self.mesh.parallel != "fsdp"
+        # What inference mode makes cannot be kept for a backward pass, which all but the losses at
+        # the head need.
+        alone = self.at_head and all(rowwise(term.objective) for term in self.terms)
+        quiet = alone and self.mesh.parallel != "fsdp"
         self.quiet = torch.inference_mode if quiet else torch.no_grad
         self.wanted = {name: self.wants(name) for name in self.heard_names}
         self.preparation = Preparation(
@@ -159,19 +171,27 @@ class Trainer:
         positions = sum(micro.views[None].ids.numel() for micro in micros)
         layout = torch.tensor([float(tokens), float(positions)])
         totals = mesh.sum(torch.cat([counts.sum(0), layout]).to(mesh.device))
-        counts = totals[:-2]
-        sums = torch.zeros(len(self.terms), device=mesh.device)
+        counts = totals[:-2].clamp(min=TINY)
+        terms = [term.at(state.step / self.steps) for term in self.terms]
+        if self.balance == "gradient" and state.step % EVERY_STEPS == 0:
+            norms = self.gradient_norms(micros[0], terms, counts)
+            state.balance = by_gradient(state.balance, norms)
+        scaled = [t.weight * scale for t, scale in zip(terms, state.balance, strict=True)]
+        weights = torch.tensor(scaled, device=mesh.device)
+        sums = torch.zeros(len(terms), device=mesh.device)
         with seeded(self.seed, "dropout", state.step, mesh.rank):
             for index, micro in enumerate(micros):
                 last = index == len(micros) - 1
                 with mesh.accumulating(self.student.module, last=last):
-                    sums += self.forward_backward(micro, counts)
+                    sums += self.forward_backward(micro, terms, weights / counts)
         mesh.average_gradients(self.projectors)
-        losses = mesh.sum(sums) / counts.clamp(min=TINY)
-        loss = float((losses * self.weights).sum())
+        losses = mesh.sum(sums) / counts
+        loss = float((losses * weights).sum())
         rate = self.rate(state.step)
         with record_function("limbeck.update"):
             norm = self.update(loss, rate)
+        if self.balance == "uncertainty":
+            state.balance = by_uncertainty(state.balance, losses.tolist())
         state.step += 1
         tokens, positions = int(totals[-2]), int(totals[-1])
         state.tokens += tokens
@@ -179,10 +199,8 @@ class Trainer:
         state.seconds += time.perf_counter() - began
         return {
             "loss": loss,
-            **{
-                f"loss/{term.label}": value
-                for term, value in zip(self.terms, losses.tolist(), strict=True)
-            },
+            **_by_label("loss", terms, losses),
+            **(_by_label("scaled", terms, losses * weights) if len(terms) > 1 else {}),
             "tokens": state.tokens,
             "padding": 1 - tokens / positions,
             "seconds": state.seconds,
@@ -191,30 +209,41 @@ class Trainer:
             "skipped": state.skipped,
         }
 
-    def forward_backward(self, micro: MicroBatch, counts: Tensor) -> Tensor:
+    def forward_backward(self, micro: MicroBatch, terms: Sequence[Term], factors: Tensor) -> Tensor:
         """One forward pass of every participant, one backward pass; returns each term's sum."""
-        terms, device, view = self.terms, self.mesh.device, micro.views[None]
+        device, view = self.mesh.device, micro.views[None]
         pairings = [pairing.to(device) for pairing in micro.pairings]
-        factors = self.weights / counts.clamp(min=TINY)
         with record_function("limbeck.teacher"):
             heard = {name: self.listen(name, micro).to(device) for name in self.heard_names}
+
+        def use(said: Signals) -> tuple[Tensor, Tensor]:
+            return loss_of(said, terms, pairings, factors, heard, self.logits)
+
         with record_function("limbeck.student"):
             if self.at_head:
-                labels = view.labels.to(device)
-                total, sums = self.student.at_head(
-                    view,
-                    lambda head: over_head(
-                        head, labels, terms, pairings, factors, heard, self.logits
-                    ),
-                )
+                total, sums = self.student.at_head(view, self.asks, use)
             else:
-                asks: Needs = frozenset[Any]().union(*(term.objective.asks for term in terms))
-                said = self.student.read(view, asks)
-                total, sums = over_signals(said, terms, pairings, factors, heard)
+                total, sums = use(self.student.read(view, self.asks))
         with record_function("limbeck.backward"):
             # DDP and FSDP average gradients over ranks; the sum over ranks is what is wanted.
             (total * (self.mesh.size * self.state.scale.value)).backward()
         return sums
+
+    def gradient_norms(
+        self, micro: MicroBatch, terms: Sequence[Term], counts: Tensor
+    ) -> list[float]:
+        """The norm of each term's gradient, unscaled, at the last layer that all of them move."""
+        layer = shared_layer(self.student.transformer, terms)
+        inside = [parameter for parameter in layer.parameters() if parameter.requires_grad]
+        norms: list[float] = []
+        for index in range(len(terms)):
+            factors = torch.zeros_like(counts)
+            factors[index] = 1 / counts[index]
+            with seeded(self.seed, "dropout", self.state.step, self.mesh.rank):
+                self.forward_backward(micro, terms, factors)
+            norms.append(float(gradient_norm(inside)) / self.state.scale.value)
+            self.optimizer.zero_grad(set_to_none=True)
+        return norms
 
     def listen(self, name: str, micro: MicroBatch) -> Signals:
         """What one teacher says of a micro-batch."""
@@ -253,6 +282,10 @@ class Trainer:
             state.bad_in_a_row = 0  # an fp16 overflow that a smaller scale will cure
         self.optimizer.zero_grad(set_to_none=True)
         return norm
+
+
+def _by_label(prefix: str, terms: Sequence[Term], values: Tensor) -> dict[str, float]:
+    return {f"{prefix}/{t.label}": x for t, x in zip(terms, values.tolist(), strict=True)}
 
 
 def trained_parameters(

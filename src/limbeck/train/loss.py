@@ -1,8 +1,8 @@
-"""The loss of a micro-batch, from terms, pairings and signals; in two ways that agree.
+"""The loss of a micro-batch, from terms, pairings and signals.
 
-`over_signals` hands every objective whole signals. `over_head` stands in the place of the student's
-output head, where logits are not made yet, and works chunk by chunk; it serves all objectives that
-compare one row with one row.
+Where the student's logits have been made, every objective is handed whole signals. Where a
+`projection` stands in their place, objectives of logits are taken chunk by chunk, all in one pass;
+those of other signals are handed theirs.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.profiler import record_function
 
 from limbeck.core.term import Term
-from limbeck.core.types import Needs, Pairing, Signals
+from limbeck.core.types import Needs, Pairing, Signals, Spans
 from limbeck.losses.chunks import RowTerm
 from limbeck.losses.fused import sum_over_rows
 from limbeck.losses.projection import Projection
@@ -23,28 +23,33 @@ IN_A_CHUNK: Needs = frozenset({"logits", "sparse", "chosen"})
 """Signals of which any few rows can be had alone."""
 
 
-def fits_chunks(terms: Sequence[Term]) -> bool:
-    """Whether each term can do with some rows' logits at a time.
+def rowwise(objective: Any) -> bool:
+    """Whether an objective of logits can do with some rows at a time.
 
-    An objective must say that it is `rowwise`: one that looks at several rows together would give
-    other values on fewer of them, and one with parameters of its own would lose their gradient.
+    It must say that it is `rowwise`: one that looks at several rows together would give other
+    values on fewer of them, and one with parameters of its own would lose their gradient.
     """
-    return all(
-        getattr(term.objective, "rowwise", False)
-        and not isinstance(term.objective, nn.Module)
-        and term.objective.asks <= {"logits"}
-        and term.objective.needs <= IN_A_CHUNK
-        for term in terms
+    return (
+        getattr(objective, "rowwise", False)
+        and not isinstance(objective, nn.Module)
+        and objective.asks <= {"logits"}
+        and objective.needs <= IN_A_CHUNK
     )
 
 
+def fits_chunks(terms: Sequence[Term]) -> bool:
+    """Whether no term needs all of the student's logits together."""
+    return all(rowwise(t.objective) or "logits" not in t.objective.asks for t in terms)
+
+
 @record_function("limbeck.loss")
-def over_signals(
+def loss_of(
     student: Signals,
     terms: Sequence[Term],
     pairings: Sequence[Pairing],
     factors: Tensor,
     heard: Mapping[str, Signals],
+    implementation: str = "auto",
 ) -> tuple[Tensor, Tensor]:
     """The sum of factor * sum_i weight_i loss_i over terms, and each term's own sum.
 
@@ -54,30 +59,53 @@ def over_signals(
         pairings: which rows stand beside which, for each term.
         factors: [k].
         heard: the teachers' signals, by name.
+        implementation: how losses of logits are taken at a projection; see `sum_over_rows`.
     """
+    at_head = student.logits is None and student.projection is not None
+    chunked = [i for i, term in enumerate(terms) if at_head and "logits" in term.objective.asks]
+    sums = torch.zeros_like(factors)
     total = torch.zeros((), device=factors.device)
-    sums: list[Tensor] = []
-    for term, pairing, factor in zip(terms, pairings, factors, strict=True):
+    if chunked:
+        picked = torch.tensor(chunked, device=factors.device)
+        total, sums[picked] = _over_head(
+            student,
+            [terms[i] for i in chunked],
+            [pairings[i] for i in chunked],
+            factors[picked],
+            heard,
+            implementation,
+        )
+    for index, (term, pairing) in enumerate(zip(terms, pairings, strict=True)):
+        if index in chunked:
+            continue
         teacher = heard[term.teacher].select(pairing.teacher) if term.teacher else student
         rows = term.objective(student.select(pairing.student), teacher)
         # Not just a product: a row that does not count may be infinite, and 0 * inf is NaN.
         summed = (pairing.weight * torch.where(pairing.weight > 0, rows, 0.0)).sum()
-        sums.append(summed.detach())
-        total = total + factor * summed
-    return total, torch.stack(sums)
+        sums[index] = summed.detach()
+        total = total + factors[index] * summed
+    if at_head and not chunked:
+        total = total + _nothing(student.projection)
+    return total, sums
 
 
-@record_function("limbeck.loss")
-def over_head(
-    student: Projection,
-    labels: Tensor,
+def _nothing(projection: Projection | None) -> Tensor:
+    """0, but every weight of the model has a part in it: DDP waits for the gradient of each."""
+    assert projection is not None
+    return (projection[:0].hidden @ projection.weight.to(projection.hidden.dtype).T).float().sum()
+
+
+def _over_head(
+    student: Signals,
     terms: Sequence[Term],
     pairings: Sequence[Pairing],
     factors: Tensor,
     heard: Mapping[str, Signals],
-    implementation: str = "auto",
+    implementation: str,
 ) -> tuple[Tensor, Tensor]:
-    """The same from logits that have not been made; `labels` [n] are the student's."""
+    """The same for objectives of logits, from logits that have not been made."""
+    labels, head = student.labels, student.projection
+    assert head is not None
     teachers: dict[str, Projection | Tensor] = {}
     made: list[RowTerm] = []
     for term, pairing, factor in zip(terms, pairings, factors, strict=True):
@@ -88,7 +116,8 @@ def over_head(
             theirs = heard[term.teacher].select(beside)
             logits = theirs.projection if theirs.logits is None else theirs.logits
             if logits is not None and "logits" in term.objective.needs:
-                name = term.teacher
+                # Two terms may pair the rows of one teacher each in its own way.
+                name = f"{term.teacher} {term.objective.unit}"
                 teachers[name] = logits
             theirs = replace(theirs, projection=None, logits=None)
         made.append(
@@ -102,11 +131,13 @@ def over_head(
                 temperature=getattr(term.objective, "temperature", 1.0),
             )
         )
-    return sum_over_rows(student, teachers, made, implementation=implementation)
+    return sum_over_rows(head, teachers, made, implementation=implementation)
 
 
 def _spread(pairing: Pairing, rows: int) -> tuple[Tensor, Tensor | None]:
     """A weight and a teacher's row for each of the student's rows; 0 where it has no partner."""
+    assert not isinstance(pairing.student, Spans)
+    assert not isinstance(pairing.teacher, Spans)
     if pairing.student is None:
         return pairing.weight, pairing.teacher
     weight = pairing.weight.new_zeros(rows)

@@ -16,7 +16,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from limbeck.core.errors import RecipeError
-from limbeck.models.load import decoder_layers
+from limbeck.models.taps import decoder_layers
 
 KEPT_BYTES = 2**28
 """Freed memory that a process on a CPU keeps for its next tensors."""

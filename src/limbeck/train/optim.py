@@ -20,11 +20,17 @@ def adamw(
     The fused kernel is used where every parameter's device has one.
     """
     trained = [parameter for _, parameter in named]
-    matrices = [parameter for parameter in trained if parameter.ndim >= 2]
-    others = [parameter for parameter in trained if parameter.ndim < 2]
     fused = bool(trained) and all(p.device.type in ("cpu", "cuda") for p in trained)
-    groups = [{"params": matrices, "weight_decay": decay}, {"params": others, "weight_decay": 0.0}]
-    return torch.optim.AdamW([g for g in groups if g["params"]], lr=rate, fused=fused)
+    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+    for parameter in trained:
+        # One kernel cannot update split and whole tensors (an objective's projectors) together.
+        key = parameter.ndim >= 2, isinstance(parameter, DTensor)
+        groups.setdefault(key, []).append(parameter)
+    settings = [
+        {"params": parameters, "weight_decay": decay if matrices else 0.0}
+        for (matrices, _), parameters in groups.items()
+    ]
+    return torch.optim.AdamW(settings, lr=rate, fused=fused)
 
 
 def rate_factor(kind: str, step: int, steps: int, warmup: float) -> float:

@@ -5,19 +5,26 @@ then. The thread draws from the source, so its place in the stream is that of th
 out, not of the one that waits.
 """
 
+import logging
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.profiler import record_function
 
 from limbeck.align.spans import alone, pair
 from limbeck.core.protocols import Reader
 from limbeck.core.term import Term
-from limbeck.core.types import Needs, Pairing, Signals, View
+from limbeck.core.types import Needs, Pairing, Sample, Signals, Spans, View
 from limbeck.train.batches import Batches, Item
+
+log = logging.getLogger(__name__)
+
+NAMED_SAMPLES = 5
+"""How many samples that cannot be aligned are named in the log, for each term."""
 
 
 @dataclass(frozen=True)
@@ -29,12 +36,14 @@ class MicroBatch:
         pairings: one for each term.
         heard: signals of teachers that need no model, such as a cache.
         tokens: of the student's view, without padding and spare copies.
+        unaligned: for each term, ids of samples of which no row stands beside one of the teacher.
     """
 
     views: Mapping[str | None, View]
     pairings: Sequence[Pairing]
     heard: Mapping[str, Signals]
     tokens: int
+    unaligned: Sequence[Sequence[str]] = ()
 
 
 class Preparation:
@@ -48,6 +57,10 @@ class Preparation:
         wanted: what is asked of each teacher.
         rank, processes, accumulate: which micro-batches of a step are this process's.
         pin: hold tensors in memory that a GPU can copy from while it computes.
+
+    Attributes:
+        unaligned: by a term's label, samples so far that the term could not learn from, because no
+            row of the student stands beside one of the teacher; of this process.
     """
 
     def __init__(
@@ -67,6 +80,7 @@ class Preparation:
         self.wanted, self.processes, self.accumulate, self.pin = wanted, processes, accumulate, pin
         self.mine = slice(rank * accumulate, (rank + 1) * accumulate)
         self.thread = ThreadPoolExecutor(1, thread_name_prefix="prepare")
+        self.unaligned = {term.label: 0 for term in terms}
         self._waiting: Future[list[MicroBatch]] | None = None
         self._place = batches.state_dict()
 
@@ -77,15 +91,35 @@ class Preparation:
         self._waiting, self._place = None, self.batches.state_dict()
         if more and self.batches.source.ahead:
             self._waiting = self.thread.submit(self._make)
+        for micro in made:
+            self._count(micro.unaligned)
         return made
+
+    def _count(self, unaligned: Sequence[Sequence[str]]) -> None:
+        """Count samples without a pair, and name the first."""
+        for term, names in zip(self.terms, unaligned, strict=True):
+            known = self.unaligned[term.label]
+            self.unaligned[term.label] = known + len(names)
+            for name in names[: max(0, NAMED_SAMPLES - known)]:
+                log.warning(
+                    "row %s is skipped for %s: no token of the student stands beside one of"
+                    " teacher %s (another cut, or text that a tokenizer cannot write)",
+                    name,
+                    term.label,
+                    term.teacher,
+                )
+            if known < NAMED_SAMPLES <= known + len(names):
+                log.warning("further rows skipped for %s are only counted", term.label)
 
     def state_dict(self) -> dict[str, Any]:
         """Where the stream stood after the last step that was handed out."""
-        return self._place
+        return {**self._place, "unaligned": dict(self.unaligned)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from a `state_dict`."""
+        """Continue from a `state_dict`; what it counted goes on in the first process alone."""
         self.batches.load_state_dict(state)
+        counted = state.get("unaligned", {}) if self.mine.start == 0 else {}
+        self.unaligned = {term.label: int(counted.get(term.label, 0)) for term in self.terms}
         self._waiting, self._place = None, self.batches.state_dict()
 
     def _make(self) -> list[MicroBatch]:
@@ -107,15 +141,16 @@ class Preparation:
             if getattr(reader, "ahead", False):
                 heard[name] = reader.read(views[name], self.wanted[name])
         pairings: list[Pairing] = []
+        unaligned: list[list[str]] = []
         for term in self.terms:
             weights = [s.weight if term.channel in (None, s.channel) else 0.0 for s in samples]
-            if term.teacher is None:
-                pairings.append(alone(view, weights))
-                continue
-            same = self.readers[term.teacher].vocabulary == self.student.vocabulary
-            unit = term.objective.unit
-            pairing = pair(view, views[term.teacher], weights, same_vocabulary=same, unit=unit)
-            pairings.append(_usable(pairing, heard.get(term.teacher)))
+            pairing = self._pair(term, views, weights)
+            unaligned.append(_without_pair(pairing, view, samples, weights))
+            if term.teacher is not None:
+                pairing = _usable(pairing, heard.get(term.teacher))
+            # A mean over rows, say, must not see those that do not count.
+            rowwise = getattr(term.objective, "rowwise", False)
+            pairings.append(pairing if rowwise else _without_idle(pairing))
         if self.pin:
             views = {name: view.pinned() for name, view in views.items()}
         return MicroBatch(
@@ -123,12 +158,78 @@ class Preparation:
             pairings,
             heard,
             tokens=sum(len(item.encoding.ids) for item in items if item.sample.weight > 0),
+            unaligned=unaligned,
+        )
+
+    def _pair(
+        self, term: Term, views: Mapping[str | None, View], weights: Sequence[float]
+    ) -> Pairing:
+        if term.teacher is None:
+            return alone(views[None], weights)
+        return pair(
+            views[None],
+            views[term.teacher],
+            weights,
+            same_vocabulary=self.readers[term.teacher].vocabulary == self.student.vocabulary,
+            unit=term.objective.unit,
         )
 
 
+def _without_pair(
+    pairing: Pairing, view: View, samples: Sequence[Sample], weights: Sequence[float]
+) -> list[str]:
+    """Ids of the samples that count and have rows, but none in the pairing."""
+    if pairing.student is None and pairing.unit != "sample":
+        return []
+    if isinstance(pairing.student, Spans):
+        paired = pairing.student.rows
+    elif pairing.student is None:  # unit `sample`, in which a weight of 0 says it
+        paired = (pairing.weight > 0).nonzero().flatten()
+    else:
+        paired = pairing.student
+    of = view.sample_of(view.rows)
+    found, wanted = of[paired].unique().tolist(), of.unique().tolist()
+    return [samples[i].id for i in wanted if weights[i] > 0 and i not in found]
+
+
 def _usable(pairing: Pairing, heard: Signals | None) -> Pairing:
-    """Without the rows that the teacher has nothing to say about: they must not be counted."""
-    if heard is None or heard.valid is None:
+    """Without the rows that the teacher has nothing to say about: they must not be counted.
+
+    A span counts where the teacher knows all its rows.
+    """
+    if heard is None or heard.valid is None or pairing.unit == "sample":
         return pairing
-    valid = heard.valid if pairing.teacher is None else heard.valid[pairing.teacher]
-    return replace(pairing, weight=torch.where(valid.cpu(), pairing.weight, 0.0))
+    valid, beside = heard.valid.cpu(), pairing.teacher
+    if isinstance(beside, Spans):
+        valid = beside.sum((~valid).float()) == 0
+    elif beside is not None:
+        valid = valid[beside]
+    return replace(pairing, weight=torch.where(valid, pairing.weight, 0.0))
+
+
+def _without_idle(pairing: Pairing) -> Pairing:
+    """Only the pairs that count; the same where all do."""
+    counts = pairing.weight > 0
+    if bool(counts.all()):
+        return pairing
+    kept = counts.nonzero().flatten()
+
+    def narrowed(index: Tensor | Spans | None) -> Tensor | Spans:
+        if isinstance(index, Spans):
+            return _some_spans(index, counts)
+        return kept if index is None else index[kept]
+
+    return replace(
+        pairing,
+        student=narrowed(pairing.student),
+        # Nothing is paired by `sample`: the teacher's rows are others.
+        teacher=None if pairing.unit == "sample" else narrowed(pairing.teacher),
+        weight=pairing.weight[kept],
+    )
+
+
+def _some_spans(spans: Spans, counts: Tensor) -> Spans:
+    """The groups for which `counts` [g] is True."""
+    number = counts.cumsum(0) - 1
+    rows = counts[spans.span]
+    return Spans(rows=spans.rows[rows], span=number[spans.span[rows]], after=spans.after[counts])

@@ -1,0 +1,56 @@
+"""Any recipe on the models and the data that ship with limbeck: a method tried without a network."""
+
+from pathlib import Path
+from typing import Any
+
+from limbeck.core.errors import RecipeError
+from limbeck.demo import model_path, problems, write_jsonl
+from limbeck.recipe.document import Document
+
+ROWS = 4000
+TRAIN = {"steps": 100, "batch_tokens": 2048, "accumulate": 1, "learning_rate": 3.0e-3}
+"""What suits the embedded models; a minute or so on one core."""
+
+BODY = ("name", "from", "layers", "config", "tokenizer", "revision", "dtype", "quantize")
+"""Fields of a student that say which model it is; the others stay as the recipe has them."""
+
+
+def on_embedded(document: Document, folder: Path) -> Document:
+    """The document with the embedded student, teacher and word problems in place of its own.
+
+    Terms, evaluations and all settings of the method stay. Every teacher becomes the embedded one.
+
+    Args:
+        document: of any recipe.
+        folder: where the problems are written, as `train.jsonl`.
+    """
+    values: dict[str, Any] = dict(document.values)
+    student = values.get("student")
+    kept = {k: v for k, v in student.items() if k not in BODY} if isinstance(student, dict) else {}
+    values["student"] = {**kept, "name": str(model_path("student")), "max_length": 256}
+    teachers = values.get("teachers")
+    if isinstance(teachers, dict):
+        values["teachers"] = {name: _teacher(spec) for name, spec in teachers.items()}
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise RecipeError("--out", f"{folder.parent} is a file, not a folder") from None
+    path = folder / "train.jsonl"
+    if not path.exists():
+        aside = folder / ".train.jsonl"
+        write_jsonl(aside, problems(0, "train", ROWS))
+        aside.replace(path)
+    values["source"] = {"path": str(path), "holdout": 64}
+    train = values.get("train")
+    values["train"] = {**(train if isinstance(train, dict) else {}), **TRAIN}
+    return Document(values, document.lines, document.file)
+
+
+def _teacher(spec: Any) -> Any:
+    """The same teacher with the embedded model in it; an ensemble has none of its own."""
+    if not isinstance(spec, dict):
+        return spec
+    kept = {k: v for k, v in spec.items() if k not in ("tokenizer", "revision", "quantize")}
+    if isinstance(spec.get("of"), dict) and "name" in spec["of"]:
+        return {**kept, "of": {"name": str(model_path("teacher"))}}
+    return {**kept, "name": str(model_path("teacher"))} if "name" in spec else spec
