@@ -472,5 +472,10 @@ def test_an_error_names_the_line_of_the_recipe(recipe, tmp_path):
         run(recipe({"kind": "features", "layers": [[9, 0]], "projector": "linear"}), tmp_path / "a")
     with pytest.raises(RecipeError, match=r"terms.0.objective.projector: student 1 is 8 wide"):
         run(recipe("features"), tmp_path / "b")
-    with pytest.raises(RecipeError, match=r"terms.0.objective.layers: 'lats' is none of"):
-        recipe({"kind": "features", "layers": "lats"})
+
+
+@pytest.mark.parametrize("layers", ["lats", 3, [1, 2], [[1]], [[1, 2, 3]], [[1.5, 2]], [[None, 1]]])
+def test_layers_of_a_wrong_shape_are_told_what_is_right(layers, make_recipe):
+    message = r"^terms.0.objective.layers: .* is none of: last, .*pairs such as \[\[3, 7\]"
+    with pytest.raises(RecipeError, match=message):
+        make_recipe(terms=[{"objective": {"kind": "features", "layers": layers}}])

@@ -231,7 +231,8 @@ def test_of_anything_else_it_is_made_anew(scene, network, change):
     elif change == "samples":
         settings["examples"] = 3
     elif change == "text":
-        other = replace(scene.samples[0], turns=(Turn(text=" a mat", learn=True),))
+        turns = (scene.samples[0].turns[0], Turn(text=" a mat", learn=True))
+        other = replace(scene.samples[0], turns=turns)
         scene = replace(scene, samples=[other, *scene.samples[1:]])
     elif change in ("name", "vocabulary"):
         setattr(scene.teacher, change, "other")

@@ -136,7 +136,7 @@ def test_only_the_student_learns(objective):
 
 @every
 def test_without_a_model_at_hand_it_says_so(objective):
-    with pytest.raises(RecipeError, match=rf"^{objective.kind}: needs a teacher whose model"):
+    with pytest.raises(RecipeError, match="needs a teacher whose model"):
         objective.finish(replace(scene(), teacher=None))
     with pytest.raises(RuntimeError, match=r"call finish\(scene\)"):
         objective(*rows())
@@ -236,9 +236,9 @@ def test_one_tokenizer_gives_the_forward_kl_of_all_columns(objective):
 
 def test_nothing_to_compare_is_refused():
     strangers = scene(student=FakeNetwork([None, None], "mine"))
-    with pytest.raises(RecipeError, match="mapped_kl: no token"):
+    with pytest.raises(RecipeError, match="no token"):
         MappedKL().finish(strangers)
-    with pytest.raises(RecipeError, match="hybrid_kl: .*nothing that could be compared"):
+    with pytest.raises(RecipeError, match="nothing that could be compared"):
         HybridKL().finish(strangers)
 
 
@@ -283,7 +283,7 @@ def test_embeddings_of_one_vocabulary():
     )
     cosine = torch.nn.functional.cosine_similarity(vectors[0], vectors[1], dim=0)
     torch.testing.assert_close(value, torch.stack([1 - cosine, torch.tensor(1.0)]))
-    with pytest.raises(RecipeError, match=r"semantic_transport\.cost: .*one tokenizer"):
+    with pytest.raises(RecipeError, match=r"^cost: .*one tokenizer"):
         SemanticTransport(k=1, cost="embeddings").finish(scene())
 
 
@@ -348,7 +348,7 @@ def test_useless_tables_are_refused_before_training(tables, message, tmp_path):
     save_file(tables, path)
     with pytest.raises(RecipeError, match=message) as caught:
         SemanticTransport(k=3, cost=path).finish(scene())
-    assert str(caught.value).startswith("semantic_transport.cost")
+    assert str(caught.value).startswith("cost")
     assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)
 
 
@@ -365,7 +365,7 @@ def test_a_file_that_is_not_there_or_is_no_table(tmp_path):
 
 def test_k_beyond_the_vocabulary():
     SemanticTransport(k=7).finish(scene())
-    with pytest.raises(RecipeError, match=r"semantic_transport\.k: must be at most 7"):
+    with pytest.raises(RecipeError, match=r"^k: must be at most 7"):
         SemanticTransport(k=8).finish(scene())
 
 

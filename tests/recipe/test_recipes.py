@@ -1,24 +1,60 @@
 """The recipes that ship: short, free of machine paths, and each runs offline on tiny models."""
 
+import json
+import math
 from pathlib import Path
 
 import pytest
 
-from limbeck.recipe.document import override, read
+from limbeck.core.registry import kinds
+from limbeck.recipe.document import Document, override, read
+from limbeck.recipe.embedded import on_embedded
 from limbeck.recipe.resolve import resolve
 from limbeck.recipe.run import run
 
 FOLDER = Path(__file__).resolve().parents[2] / "recipes"
 RECIPES = sorted(FOLDER.glob("*.yaml"))
+OTHER_TOKENIZER = {
+    "sorted_l1",
+    "semantic_transport",
+    "likelihood_matching",
+    "mapped_kl",
+    "hybrid_kl",
+    "dual_space",
+}
+WITHOUT_ONE = {
+    "adaptive_kl",  # settings of the KL family, one word away from forward_kl.yaml
+    "jensen_shannon",
+    "skew_reverse_kl",
+    "total_variation",
+    "logit_mse",
+    "sparse_kl",  # asks for a cache that was filled before
+}
+MEASURED = {"kl_and_labels", "layers_of_teacher", "lora", "dual_space"}
+TINY = ["train.steps=2", "train.batch_tokens=300", "train.device=cpu", "student.dtype=float32"]
+each = pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 
-METHODS = {"forward_kl", "reverse_kl", "kl_and_labels", "layers_of_teacher", "lora"}
+
+def test_each_kind_of_objective_has_one():
+    used = {term.objective.kind for path in RECIPES for term in resolve(read(path)).terms}
+    ours = {kind for kind, cls in kinds("objective").items() if cls.__module__ in shipped()}
+    assert ours - WITHOUT_ONE <= used
+    assert not used & WITHOUT_ONE
+    assert {path.stem for path in RECIPES} >= OTHER_TOKENIZER | {
+        *("forward_kl", "reverse_kl", "kl_and_labels", "layers_of_teacher", "lora"),
+        *("features", "attention_maps", "attention_relations", "flex_kd", "multi_level"),
+        *("alpha_beta", "taid", "decoupled_kd", "ranking", "schedules", "ensemble"),
+    }
 
 
-def test_the_five_are_there():
-    assert {path.stem for path in RECIPES} >= METHODS
+def shipped():
+    """Modules of the package; other tests register kinds of their own."""
+    import limbeck.objectives as package
+
+    return {f"{package.__name__}.{path.stem}" for path in Path(package.__path__[0]).glob("*.py")}
 
 
-@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+@each
 def test_it_is_short_and_names_no_machine(path):
     text = path.read_text(encoding="utf-8")
     lines = text.splitlines()
@@ -33,22 +69,81 @@ def test_it_is_short_and_names_no_machine(path):
     assert not any(mark in text for mark in ("/home", "/work", "/tmp", "~/", "C:\\"))
 
 
-@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
-def test_it_runs_two_steps_on_tiny_models(path, tiny_teacher, tiny_data, tmp_path):
-    settings = [
-        f"teachers.big.name={tiny_teacher}",
-        f"source.path={tiny_data}",
-        "source.holdout=4",
-        "train.steps=2",
-        "train.batch_tokens=300",
-        "train.device=cpu",
-    ]
-    document = read(path)
-    student = document.values["student"]
-    settings.append(
-        "student.layers=[0, 3]" if "from" in student else f"student.name={tiny_teacher}"
+@pytest.fixture(scope="module")
+def characters():
+    """A tokenizer whose tokens are single characters."""
+    import string
+
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    words = ["<pad>", "<bos>", "<eos>", "<unk>", *string.ascii_lowercase, " ", "\n"]
+    raw = Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="<unk>"))
+    raw.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
+    raw.decoder = decoders.Fuse()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=raw, bos_token="<bos>", eos_token="<eos>", pad_token="<pad>"
     )
-    recipe = resolve(override(document, settings))
-    report = run(recipe, tmp_path / "run")
+
+
+@pytest.fixture(scope="module")
+def students(tokenizer, characters, tmp_path_factory) -> dict[bool, Path]:
+    """Tiny models of another shape than the teacher, by whether their tokenizer is another one."""
+    import torch
+    from transformers import AutoModelForCausalLM, LlamaConfig
+
+    folders: dict[bool, Path] = {}
+    for other, own in ((False, tokenizer), (True, characters)):
+        folders[other] = tmp_path_factory.mktemp("students") / f"{len(own)}"
+        config = LlamaConfig(
+            vocab_size=len(own),
+            hidden_size=24,
+            intermediate_size=32,
+            num_hidden_layers=3,
+            num_attention_heads=3,
+            num_key_value_heads=3,
+            max_position_embeddings=256,
+            bos_token_id=1,
+            eos_token_id=2,
+            pad_token_id=0,
+        )
+        torch.manual_seed(1)
+        AutoModelForCausalLM.from_config(config).save_pretrained(folders[other])
+        own.save_pretrained(folders[other])
+    return folders
+
+
+@each
+def test_it_runs_two_steps_on_tiny_models(path, tiny_teacher, students, tiny_data, tmp_path):
+    document = read(path)
+    settings = [f"source.path={tiny_data}", "source.holdout=4", *TINY]
+    settings += [
+        f"teachers.{name}.name={tiny_teacher}"
+        for name, teacher in document.values["teachers"].items()
+        if "name" in teacher
+    ]
+    if "from" in document.values["student"]:
+        settings.append("student.layers=[0, 3]")
+    else:
+        settings.append(f"student.name={students[path.stem in OTHER_TOKENIZER]}")
+    if path.stem not in MEASURED:
+        settings += ["compare=null", "evals=[]"]  # which are the same in all of them
+    report = run(resolve(override(document, settings)), tmp_path / "run")
     assert report.train.steps == 2
     assert (tmp_path / "run" / "report.md").exists()
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    losses = {k: v for k, v in json.loads(lines[0]).items() if k.startswith("loss/")}
+    assert len(losses) == len(document.values["terms"])
+    # Nothing would be left of a loss where no rows are paired, or where both models are the same.
+    assert all(math.isfinite(value) and value > 0 for value in losses.values()), losses
+
+
+@each
+def test_it_runs_on_the_embedded_models(path, tmp_path):
+    """As `limbeck run RECIPE --demo` does, but for fewer steps and without measuring."""
+    document = on_embedded(read(path), tmp_path / "data")
+    values = {key: value for key, value in document.values.items() if key != "compare"}
+    short = Document({**values, "evals": []}, document.lines, document.file)
+    report = run(resolve(override(short, [*TINY, "train.steps=1"])), tmp_path / "run")
+    assert report.train.steps == 1
+    assert report.train.skipped_steps == 0

@@ -42,6 +42,15 @@ def test_whole_logits_give_the_same(make_recipe, tmp_path, losses, assert_same):
     assert_same(losses(tmp_path / "naive"), losses(tmp_path / "chunked"))
 
 
+def test_dual_space_stands_beside_whole_logits(make_recipe, tmp_path, losses):
+    terms = [{"objective": {"kind": "dual_space"}}, {"objective": "cross_entropy"}]
+    for name in ("naive", "chunked"):
+        run(make_recipe({"steps": 4, "logits": name}, terms=terms), tmp_path / name)
+    naive, chunked = losses(tmp_path / "naive"), losses(tmp_path / "chunked")
+    for mine, theirs in zip(naive, chunked, strict=True):
+        assert mine == pytest.approx(theirs, abs=1e-4)
+
+
 def test_projectors_train_are_kept_and_are_not_exported(make_recipe, tmp_path):
     run(make_recipe({"steps": 6, "save_every": 3}, terms=INSIDE), tmp_path / "run")
     early, late = (

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from limbeck.losses import chosen, chunks
+from limbeck.losses import by_rows, chunks
 from limbeck.recipe.document import Document
 from limbeck.recipe.resolve import resolve
 from limbeck.recipe.run import run
@@ -107,7 +107,7 @@ def rows(tmp_path_factory):
 @pytest.mark.parametrize("case", KINDS)
 def test_a_step_makes_logits_of_a_chunk_at_a_time(case, models, rows, tmp_path, monkeypatch):
     monkeypatch.setattr(chunks, "CHUNK_ROWS", {"cpu": CHUNK})
-    monkeypatch.setattr(chosen, "CHUNK_BYTES", CHUNK * 5000 * 4)
+    monkeypatch.setattr(by_rows, "CHUNK_BYTES", CHUNK * 5000 * 4)
     kind = case.split()[0]
     same = kind == "forward_kl"
     recipe = resolve(

@@ -99,6 +99,11 @@ class Network(Reader, Protocol):
         """The name of the input embedding in the network."""
         ...
 
+    @property
+    def end_token(self) -> int | None:
+        """The id of the token that ends a text; None where the tokenizer has none."""
+        ...
+
     def token_bytes(self) -> Sequence[bytes | None]:
         """The bytes that each token id stands for; None for special tokens and unused columns."""
         ...

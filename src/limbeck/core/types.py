@@ -108,6 +108,7 @@ class View:
         positions: [1, t] int64 where samples are packed into one line, 0 at each one's start; None
             where each has a line of its own.
         names: the samples' ids, in order.
+        channels: the samples' channels, where they are known.
     """
 
     ids: Tensor
@@ -116,6 +117,7 @@ class View:
     rows: Tensor
     positions: Tensor | None = None
     names: tuple[str, ...] = ()
+    channels: tuple[str, ...] = ()
 
     @property
     def labels(self) -> Tensor:

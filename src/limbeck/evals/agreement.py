@@ -12,7 +12,7 @@ from limbeck import losses
 from limbeck.align.spans import pair
 from limbeck.core.errors import DataError
 from limbeck.core.registry import register
-from limbeck.core.types import Sample
+from limbeck.core.types import Sample, Spans
 from limbeck.evals.reading import (
     BATCH_TOKENS,
     Logits,
@@ -106,9 +106,12 @@ class Agreement:
                 pairing = pair(view, other, [1.0] * len(group), same_vocabulary=True)
                 own, theirs = read_logits(model, view), read_logits(teacher, other)
                 place = torch.tensor(group)[view.sample_of(view.rows).cpu()]
-                if pairing.student is not None:
-                    place = place[pairing.student]
-                row_kl, row_same = _compare(own, theirs, pairing.student, pairing.teacher)
+                mine, beside = pairing.student, pairing.teacher
+                assert not isinstance(mine, Spans)
+                assert not isinstance(beside, Spans)
+                if mine is not None:
+                    place = place[mine]
+                row_kl, row_same = _compare(own, theirs, mine, beside)
                 kl.index_add_(0, place, row_kl)
                 same.index_add_(0, place, row_same)
                 rows.index_add_(0, place, torch.ones_like(row_kl))

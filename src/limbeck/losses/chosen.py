@@ -2,12 +2,9 @@
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
+from limbeck.losses.by_rows import chunk_rows, in_chunks
 from limbeck.losses.projection import Projection
-
-CHUNK_BYTES = 2**26
-"""Size of the float32 logits that are made at a time."""
 
 
 def outcomes(
@@ -27,22 +24,14 @@ def outcomes(
     Returns:
         [n] and [n] (or None), float32 or wider, nats.
     """
-    rows = max(1, CHUNK_BYTES // (4 * projection.vocabulary))
-    chosen: list[Tensor] = []
-    within: list[Tensor] = []
-    for part in torch.arange(len(labels), device=labels.device).split(rows):
-        some = projection[part]
-        found = (
-            checkpoint(_of_rows, some, labels[part], among, use_reentrant=False)
-            if torch.is_grad_enabled()
-            else _of_rows(some, labels[part], among)
-        )
-        chosen.append(found[0])
-        within.append(found[1])
-    if not chosen:
-        none = projection.hidden.new_zeros(0, dtype=torch.float32)
-        return none, None if among is None else none
-    return torch.cat(chosen), None if among is None else torch.cat(within)
+    every = torch.arange(len(labels), device=labels.device)
+
+    def of_rows(part: Tensor) -> Tensor:
+        with torch.autocast(projection.device.type, enabled=False):
+            return torch.stack(outcomes_of(projection[part].logits(), labels[part], among), -1)
+
+    found = in_chunks(of_rows, every, rows=chunk_rows(projection.vocabulary))
+    return found[:, 0], None if among is None else found[:, 1]
 
 
 def outcomes_of(logits: Tensor, labels: Tensor, among: Tensor | None = None) -> tuple[Tensor, ...]:
@@ -53,8 +42,3 @@ def outcomes_of(logits: Tensor, labels: Tensor, among: Tensor | None = None) -> 
     if among is None:
         return chosen, torch.zeros_like(chosen)
     return chosen, wide[:, among].logsumexp(-1) - total
-
-
-def _of_rows(some: Projection, labels: Tensor, among: Tensor | None) -> tuple[Tensor, ...]:
-    with torch.autocast(some.device.type, enabled=False):
-        return outcomes_of(some.logits(), labels, among)

@@ -110,7 +110,7 @@ def cross_attention(
     Raises:
         ValueError: one side has a sample that the other has not.
 
-    Source: as `student_space`, section 3.3.
+    Source: as `student_space`, cross-model attention.
 
     >>> one = torch.tensor([0])
     >>> x, y = torch.tensor([[1.0, 2.0]]), torch.tensor([[3.0]])  # a row alone is all there is

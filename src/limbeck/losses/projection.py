@@ -43,6 +43,8 @@ class Projection:
 
     def __getitem__(self, index: Tensor | slice) -> "Projection":
         """The rows that `index` names; the head is shared."""
+        if isinstance(index, Tensor):  # which may be where the student is
+            index = index.to(self.hidden.device)
         low = None if self.low_hidden is None else self.low_hidden[index]
         return replace(self, hidden=self.hidden[index], low_hidden=low)
 

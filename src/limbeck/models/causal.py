@@ -99,7 +99,7 @@ class CausalModel:
 
     def read(self, view: View, needs: Needs) -> Signals:
         """What is asked of the view's rows only: the head never sees a prompt or padding."""
-        if self.head is not None and "logits" not in needs:
+        if self.head is not None and ("logits" not in needs or "projection" in needs):
             return self.at_head(view, needs, lambda said: said)
         view = view.to(self.device)
         tapped = tapping(self.transformer, view, needs)
@@ -121,7 +121,8 @@ class CausalModel:
         view = view.to(self.device)
 
         def take(head: Projection) -> Answer:
-            said = replace(self._seen(view, seen), projection=head)
+            logits = head.logits() if "logits" in needs else None
+            said = replace(self._seen(view, seen), projection=head, logits=logits)
             if needs & OUTCOMES:
                 chosen, boundary = outcomes(head, view.labels, self._ends_word(needs))
                 said = replace(said, chosen=chosen, boundary=boundary)
@@ -179,6 +180,11 @@ class CausalModel:
         with torch.no_grad():
             said = self.read(self.collate([asked] * 2), frozenset({f"hidden:{site}"}))
         return said.hidden[site].shape[1]
+
+    @property
+    def end_token(self) -> int | None:
+        """The id of the token that ends a text; None where the tokenizer has none."""
+        return self.encoder.eos
 
     def token_bytes(self) -> list[bytes | None]:
         """The bytes that each token id stands for; None for special ones and unused columns."""

@@ -206,7 +206,7 @@ def _note(module: nn.Module, query: Tensor, key: Tensor, mask: Tensor | None, ex
 
 
 def _attend(
-    base: Callable[..., Any] | None,
+    base: Any,
     module: nn.Module,
     query: Tensor,
     key: Tensor,
@@ -215,10 +215,9 @@ def _attend(
     **extra: Any,
 ) -> Any:
     if _listeners:
-        _note(module, query, key, attention_mask, extra)
+        _note(module, query, key, attention_mask, extra)  # pyright: ignore[reportCallIssue]
     if base is None:  # `eager`, which each architecture has for itself, in the file of its layers
         base = vars(sys.modules[type(module).__module__])["eager_attention_forward"]
-    assert base is not None
     return base(module, query, key, value, attention_mask, **extra)
 
 

@@ -168,7 +168,9 @@ class DualSpaceAt(nn.Module):
 def _head(signals: Signals) -> Projection:
     if signals.projection is None:
         raise RecipeError(
-            "", "dual_space needs the output head beside the logits; set `train.logits: auto`"
+            "",
+            "dual_space reads the output head, which is not at hand where all logits are made at"
+            " once: set `train.logits: auto`, and take out terms that need all logits together",
         )
     return signals.projection
 

@@ -3,8 +3,10 @@
 import json
 import re
 from collections.abc import Iterator
+from typing import Annotated, Any
 
 import torch
+from pydantic import BeforeValidator
 from torch import Tensor
 
 from limbeck.align.spans import pair
@@ -17,15 +19,6 @@ from limbeck.losses.features import FEWEST_ROWS, unbiased_gram
 Layer = int | str
 """A decoder layer's number, from 0 or from the end (-1), or the name of a module."""
 
-Layers = str | tuple[tuple[Layer, Layer], ...]
-"""How a recipe names layer pairs: [student, teacher] each, or a word.
-
-- `last`: the last of both.
-- `last-K`: the last K of both, in order.
-- `uniform`: each of the student's layers beside the teacher's at the same share of its depth.
-- `cka`: each of the student's layers beside the teacher's most similar one, before training.
-"""
-
 LayerPair = tuple[str, str]
 """Two sites (see `core.types.Needs`), the student's first."""
 
@@ -36,6 +29,29 @@ BATCH = 4
 
 ROWS = 512
 """Of these samples, that are compared; the others add little to the estimate."""
+
+
+def _shape(given: Any) -> Any:
+    """Says what is wanted, which pydantic's own words about a union of types would not."""
+    pairs = isinstance(given, list | tuple) and all(
+        isinstance(pair, list | tuple)
+        and len(pair) == 2
+        and all(isinstance(layer, int | str) for layer in pair)
+        for pair in given
+    )
+    if not isinstance(given, str) and not pairs:
+        raise RecipeError("", f"{given!r:.60} is none of: {WORDS}")
+    return given
+
+
+Layers = Annotated[str | tuple[tuple[Layer, Layer], ...], BeforeValidator(_shape)]
+"""How a recipe names layer pairs: [student, teacher] each, or a word.
+
+- `last`: the last of both.
+- `last-K`: the last K of both, in order.
+- `uniform`: each of the student's layers beside the teacher's at the same share of its depth.
+- `cka`: each of the student's layers beside the teacher's most similar one, before training.
+"""
 
 
 def check_layers(layers: Layers) -> None:

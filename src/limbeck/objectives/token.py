@@ -122,11 +122,7 @@ class AdaptiveKL(LogitObjective):
     """Forward KL where the head of the distribution is off, reverse KL where its tail is."""
 
     loss = staticmethod(losses.adaptive_kl)
-    mu: Finite = Annotated[float, Field(allow_inf_nan=False)]
-
-
-Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-InnerShare = 0.5
+    mu: InnerShare = 0.5
 
 
 @register("objective", "alpha_beta")

@@ -49,9 +49,7 @@ class TwoVocabularies:
     def _both(self, scene: Scene) -> tuple[Network, Network]:
         """Teacher and student."""
         if scene.teacher is None:
-            raise RecipeError(
-                self.kind, "needs a teacher whose model is at hand, to know its vocabulary"
-            )
+            raise RecipeError("", "needs a teacher whose model is at hand, to know its vocabulary")
         return scene.teacher, scene.student
 
 
@@ -84,9 +82,9 @@ class SemanticTransport(TwoVocabularies):
         theirs, mine = teacher.token_bytes(), student.token_bytes()
         if self.k > (least := min(len(theirs), len(mine))):
             raise RecipeError(
-                f"{self.kind}.k", f"must be at most {least}, the smaller vocabulary; it is {self.k}"
+                "k", f"must be at most {least}, the smaller vocabulary; it is {self.k}"
             )
-        place, device = f"{self.kind}.cost", student.embeddings().device
+        place, device = "cost", student.embeddings().device
         if self.cost == "bytes":
             pricing = byte_costs(theirs, mine, _ends(teacher, student), device)
         elif self.cost == "embeddings":
@@ -146,7 +144,7 @@ class MappedKL(TwoVocabularies):
             roles = _roles(_ends(teacher, student))
             columns = nearest(theirs, mine, roles, max_distance=self.max_distance)
         if not bool((columns != NO_PARTNER).any()):
-            raise RecipeError(self.kind, "no token of the student has one of the teacher beside it")
+            raise RecipeError("", "no token of the student has one of the teacher beside it")
         columns = columns.to(student.embeddings().device)
         return _KnownMap(**_fields(self, MappedKL), columns=columns)
 
@@ -189,7 +187,7 @@ class HybridKL(TwoVocabularies):
         teacher, student = self._both(scene)
         return _KnownPartition(
             **_fields(self, HybridKL),
-            partition=partition(teacher, student, self.kind).to(student.embeddings().device),
+            partition=partition(teacher, student).to(student.embeddings().device),
         )
 
 
@@ -247,7 +245,7 @@ class LikelihoodMatching:
         return torch.where(comparable, value, 0.0)
 
 
-def partition(teacher: Network, student: Network, place: str) -> Partition:
+def partition(teacher: Network, student: Network) -> Partition:
     """Which tokens both have, which only one; one vocabulary is shared down to its padding.
 
     Raises:
@@ -279,7 +277,7 @@ def partition(teacher: Network, student: Network, place: str) -> Partition:
         student_other=rest(list(mine), of_student, known=False),
     )
     if not len(found.student) and not (len(found.student_rest) and len(found.teacher_rest)):
-        raise RecipeError(place, "the two vocabularies have nothing that could be compared")
+        raise RecipeError("", "the two vocabularies have nothing that could be compared")
     return found
 
 
@@ -290,7 +288,7 @@ def _ends(teacher: Network, student: Network) -> tuple[int, int] | None:
 
 
 def _end(network: Network) -> int | None:
-    return getattr(network, "end_token", getattr(getattr(network, "encoder", None), "eos", None))
+    return network.end_token
 
 
 def _roles(ends: tuple[int, int] | None) -> dict[int, int]:

@@ -7,7 +7,7 @@ from typing import Any
 
 from limbeck.core.errors import ModelError, RecipeError
 from limbeck.core.registry import kinds
-from limbeck.core.specs import CachedTeacher, model_of
+from limbeck.core.specs import CachedTeacher, EnsembleTeacher, model_of
 from limbeck.models.facts import ModelFacts, facts_of
 from limbeck.recipe.document import Document
 from limbeck.recipe.schema import Recipe
@@ -20,9 +20,10 @@ class Facts:
 
     Attributes:
         student: facts of the student.
-        teachers: facts of each teacher; of a cached one, those of the model behind it.
-        models: what to load of each teacher. Where a cache's model is gone, what the cache keeps
-            of it, which has a tokenizer and no weights.
+        teachers: facts of each teacher; of a cached one, those of the model behind it. An ensemble
+            has as many parameters as all its models.
+        models: what to load of each teacher but the ensembles. Where a cache's model is gone, what
+            the cache keeps of it, which has a tokenizer and no weights.
         gone: the teachers of which only a cache is left.
     """
 
@@ -37,15 +38,17 @@ def check(recipe: Recipe, document: Document | None = None) -> Facts:
 
     Raises:
         ModelError: a model is missing, unsafe or of an unknown kind.
-        RecipeError: an objective compares tokens of two different tokenizers, a layer that is to be
-            kept does not exist, or a cache would keep more tokens than there are.
+        RecipeError: an objective compares tokens of two different tokenizers, or looks at more
+            tokens than there are; a layer that is to be kept does not exist; a cache would keep
+            more tokens than there are; the models of an ensemble have different tokenizers.
     """
     document = document or Document({}, {})
     teachers: dict[str, ModelFacts] = {}
-    models = {name: model_of(spec) for name, spec in recipe.teachers.items()}
+    single = {n: s for n, s in recipe.teachers.items() if not isinstance(s, EnsembleTeacher)}
+    models = {name: model_of(spec) for name, spec in single.items()}
     gone: set[str] = set()
     try:
-        for name, spec in recipe.teachers.items():
+        for name, spec in single.items():
             try:
                 teachers[name] = facts_of(models[name], {})
             except ModelError:
@@ -57,11 +60,15 @@ def check(recipe: Recipe, document: Document | None = None) -> Facts:
                 models[name] = replace(spec.of, name=str(model_folder(spec.path)), tokenizer=None)
                 gone.add(name)
             _check_k(spec, teachers[name], name, document)
+        for name, spec in recipe.teachers.items():
+            if isinstance(spec, EnsembleTeacher):
+                teachers[name] = _together(spec, name, teachers, document)
         _check_origin(recipe, gone, document)
         student = facts_of(recipe.student, models)
     except RecipeError as error:
         raise document.error(error.field, error.reason) from None
     _check_vocabularies(recipe, student, teachers, document)
+    _check_ranked(recipe, student, teachers, document)
     return Facts(student, teachers, models, frozenset(gone))
 
 
@@ -69,13 +76,50 @@ def _check_k(spec: Any, facts: ModelFacts, name: str, document: Document) -> Non
     """A cache can keep no more tokens than there are."""
     if not isinstance(spec, CachedTeacher) or "sparse" not in spec.offers:
         return
-    columns = facts.config.get_text_config().vocab_size
+    columns = _columns(facts)
     if spec.k > columns:
         raise document.error(
             f"teachers.{name}.k",
             f"{spec.k:,} is more than the teacher's {columns:,} tokens; `keep: topk` with"
             f" `k: {columns}` keeps all of them",
         )
+
+
+def _together(
+    spec: EnsembleTeacher, name: str, teachers: Mapping[str, ModelFacts], document: Document
+) -> ModelFacts:
+    """Facts of an ensemble, whose models must have one tokenizer."""
+    first, *others = spec.of
+    for other in others:
+        if teachers[other].vocabulary != teachers[first].vocabulary:
+            raise document.error(
+                f"teachers.{name}.of.{other}",
+                f"{other!r} and {first!r} have different tokenizers, and an ensemble compares them"
+                " token by token; give each a term of its own",
+            )
+    # Only the columns that all of them have are left.
+    narrow = min((teachers[member] for member in spec.of), key=_columns)
+    return replace(narrow, parameters=sum(teachers[member].parameters for member in spec.of))
+
+
+def _columns(facts: ModelFacts) -> int:
+    return facts.config.get_text_config().vocab_size
+
+
+def _check_ranked(
+    recipe: Recipe, student: ModelFacts, teachers: Mapping[str, ModelFacts], document: Document
+) -> None:
+    """An objective cannot look at more tokens than there are."""
+    for index, term in enumerate(recipe.terms):
+        k = getattr(term.objective, "k", None)
+        if not isinstance(k, int) or term.teacher is None:
+            continue
+        columns = min(_columns(student), _columns(teachers[term.teacher]))
+        if k > columns:
+            raise document.error(
+                f"terms.{index}.objective.k",
+                f"{k:,} is more than the {columns:,} tokens that there are",
+            )
 
 
 def _check_origin(recipe: Recipe, gone: set[str], document: Document) -> None:

@@ -1,4 +1,4 @@
-"""Any recipe on the models and the data that ship with limbeck: a method tried without a network."""
+"""Any recipe on the models and data that ship with limbeck: a method tried without a network."""
 
 from pathlib import Path
 from typing import Any

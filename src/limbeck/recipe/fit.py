@@ -9,7 +9,7 @@ from pydantic import TypeAdapter, ValidationError
 import limbeck.evals
 from limbeck.core.errors import RecipeError
 from limbeck.core.registry import did_you_mean, kinds
-from limbeck.core.specs import EnsembleTeacher
+from limbeck.core.specs import CachedTeacher, EnsembleTeacher
 from limbeck.core.term import Term
 from limbeck.core.types import without_sites
 from limbeck.recipe.document import Document
@@ -63,8 +63,9 @@ def _fit_student(recipe: Recipe, document: Document) -> None:
     if student.from_ not in (None, "teacher", *teachers):
         hint = did_you_mean(student.from_, list(teachers)) if teachers else "the recipe has none"
         raise document.error("student.from", f"no teacher {student.from_!r}; {hint}")
-    if isinstance(teachers.get(student.from_), EnsembleTeacher):
-        members = ", ".join(teachers[student.from_].of)
+    origin = teachers.get(student.from_ or "")
+    if isinstance(origin, EnsembleTeacher):
+        members = ", ".join(origin.of)
         raise document.error(
             "student.from", f"{student.from_!r} is an ensemble; name one of its models: {members}"
         )
@@ -93,6 +94,13 @@ def _fit_ensemble(spec: EnsembleTeacher, name: str, recipe: Recipe, document: Do
                 f"an ensemble needs logits; {member!r} offers {', '.join(sorted(offers))} (a cache"
                 " gives logits with `keep: hidden` or `keep: full`)",
             )
+    cached = [isinstance(recipe.teachers[member], CachedTeacher) for member in spec.of]
+    if any(cached) and not all(cached):
+        raise document.error(
+            path,
+            "caches and models on this machine cannot be one ensemble: a cache may have nothing to"
+            " say of a row; give each a term of its own, with its weight",
+        )
     if spec.how == "route" and recipe.train.parallel == "fsdp":
         raise document.error(
             f"teachers.{name}.how",

@@ -249,6 +249,11 @@ def _warnings(report: Report) -> list[str]:
         lines.append(f"{train.truncated_tokens:,} tokens were cut off: raise `max_length`.")
     if train.dropped_samples:
         lines.append(f"{train.dropped_samples:,} samples were dropped: nothing in them to learn.")
+    if train.unaligned_samples:
+        lines.append(
+            f"{train.unaligned_samples:,} samples could not be aligned with a teacher of another"
+            " tokenizer; the log names the first."
+        )
     for name, figures in _figures(report).items():
         if _differ(figures, "before", "after") == 1:
             lines.append(f"{name} is worse after training than before.")

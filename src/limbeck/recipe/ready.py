@@ -1,5 +1,6 @@
 """From a recipe's objectives to those that are trained with, which know the models at hand."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -52,7 +53,7 @@ def ready_terms(
             teacher=cast(Network | None, teachers.get(term.teacher or "")),
             samples=samples,
             seed=recipe.seed,
-            folder=folder / term.label,
+            folder=folder / re.sub(r"[^\w-]", "_", term.label),
         )
         try:
             terms.append(_ready(term, scene))

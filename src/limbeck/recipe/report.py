@@ -150,7 +150,8 @@ class TrainFigures:
 
     `padding_share` is the share of the positions that the student computed which held no token.
     `skipped_steps` had a non-finite loss or gradient; `truncated_tokens` did not fit the longest
-    length; `dropped_samples` had nothing left to learn.
+    length; `dropped_samples` had nothing left to learn; `unaligned_samples` could not be compared
+    with a teacher of another tokenizer, counted once for each term.
     """
 
     steps: int | None = None
@@ -162,6 +163,7 @@ class TrainFigures:
     skipped_steps: int | None = None
     truncated_tokens: int | None = None
     dropped_samples: int | None = None
+    unaligned_samples: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -325,6 +327,7 @@ def make_report(
             skipped_steps=state.skipped,
             truncated_tokens=batches.truncated_tokens,
             dropped_samples=batches.dropped_samples,
+            unaligned_samples=state.unaligned,
         ),
         speed=speed,
         cost=Cost.of(

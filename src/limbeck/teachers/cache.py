@@ -80,6 +80,11 @@ class CacheReader:
             fields["valid"] = valid.to(self.device)
         return Signals(labels=view.labels.to(self.device), **fields)
 
+    @property
+    def end_token(self) -> int | None:
+        """The id of the token that ends a text; None where the tokenizer has none."""
+        return self.encoder.eos
+
     def token_bytes(self) -> list[bytes | None]:
         """The bytes that each token id stands for; None for special ones and unused columns."""
         return token_bytes(self.tokenizer, self.store.extra["columns"])

@@ -79,6 +79,7 @@ class State:
     tokens: int = 0
     positions: int = 0  # tokens and padding
     seconds: float = 0.0
+    unaligned: int = 0  # samples that a term could not learn from; see train/prepare.py
     scale: LossScale = field(default_factory=LossScale)
     balance: list[float] = field(default_factory=list[float])  # a scale for each term
 
@@ -118,6 +119,8 @@ class Trainer:
         self.at_head = (
             self.logits != "naive" and self.student.head is not None and fits_chunks(self.terms)
         )
+        if self.at_head:
+            self.asks -= {"logits"}
         # What inference mode makes cannot be kept for a backward pass, which all but the losses at
         # the head need.
         alone = self.at_head and all(rowwise(term.objective) for term in self.terms)
@@ -169,9 +172,10 @@ class Trainer:
         counts = torch.stack([torch.stack([p.weight.sum() for p in m.pairings]) for m in micros])
         tokens = sum(micro.tokens for micro in micros)
         positions = sum(micro.views[None].ids.numel() for micro in micros)
-        layout = torch.tensor([float(tokens), float(positions)])
+        unaligned = sum(self.preparation.unaligned.values())
+        layout = torch.tensor([float(tokens), float(positions), float(unaligned)])
         totals = mesh.sum(torch.cat([counts.sum(0), layout]).to(mesh.device))
-        counts = totals[:-2].clamp(min=TINY)
+        counts = totals[:-3].clamp(min=TINY)
         terms = [term.at(state.step / self.steps) for term in self.terms]
         if self.balance == "gradient" and state.step % EVERY_STEPS == 0:
             norms = self.gradient_norms(micros[0], terms, counts)
@@ -193,7 +197,7 @@ class Trainer:
         if self.balance == "uncertainty":
             state.balance = by_uncertainty(state.balance, losses.tolist())
         state.step += 1
-        tokens, positions = int(totals[-2]), int(totals[-1])
+        tokens, positions, state.unaligned = (int(total) for total in totals[-3:])
         state.tokens += tokens
         state.positions += positions
         state.seconds += time.perf_counter() - began
@@ -207,6 +211,7 @@ class Trainer:
             "learning_rate": rate,
             "grad_norm": norm,
             "skipped": state.skipped,
+            **({"unaligned": state.unaligned} if state.unaligned else {}),
         }
 
     def forward_backward(self, micro: MicroBatch, terms: Sequence[Term], factors: Tensor) -> Tensor:

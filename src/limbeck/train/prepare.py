@@ -129,7 +129,8 @@ class Preparation:
     def prepare(self, items: Sequence[Item]) -> MicroBatch:
         """Views and pairings of a micro-batch; no model runs."""
         samples = [item.sample for item in items]
-        view = self.student.collate([item.encoding for item in items])
+        channels = tuple(sample.channel for sample in samples)
+        view = replace(self.student.collate([i.encoding for i in items]), channels=channels)
         views: dict[str | None, View] = {None: view}
         plain = not any(sample.privileged for sample in samples)
         heard: dict[str, Signals] = {}
@@ -137,7 +138,8 @@ class Preparation:
             if plain and reader.vocabulary == self.student.vocabulary:
                 views[name] = view  # the same tokenizer says the same: encode once
             else:
-                views[name] = reader.collate([reader.encode(sample) for sample in samples])
+                own = reader.collate([reader.encode(sample) for sample in samples])
+                views[name] = replace(own, channels=channels)
             if getattr(reader, "ahead", False):
                 heard[name] = reader.read(views[name], self.wanted[name])
         pairings: list[Pairing] = []
