@@ -9,8 +9,8 @@ each tokenizer another. What must hold:
 - cover:   what tokens cover has no hole and no overlap, unless they share a stretch;
 - bytes:   the groups of both sides cover the same bytes, and within a group there is no hole;
 - once:    each row is in one group at most, in the order of the text;
-- lost:    where both have read all and know all, only rows before the first common boundary of the
-           learnt text are in no group;
+- lost:    where both have read all and know all, only rows before a sample's first group are in no
+           group;
 - alone:   with itself, a tokenizer has a group for each row.
 
     python benchmarks/alignment_fuzz.py [--documents 10000] [--seed 0] [--quick]

@@ -164,6 +164,10 @@ class Store:
         """Add a row in the place of an older one of the same setting, arm and seed."""
         place = ("setting", "arm", "seed")
         self.rows = [r for r in self.rows if any(r[k] != row[k] for k in place)] + [row]
+        self.write()
+
+    def write(self) -> None:
+        """All rows, into the file."""
         if self.path is not None:
             values = {"environment": environment(), "train": self.materials, "rows": self.rows}
             self.path.parent.mkdir(exist_ok=True)
@@ -179,12 +183,14 @@ def compare(comparison: Comparison, describe: Callable[[dict[str, Any]], str]) -
         return
     seeds = range(1 if arguments.quick else arguments.seeds)
     began = time.perf_counter()
+    home = REPOSITORY / "runs" / comparison.name
+    jobs = list(_jobs(comparison, arguments, home, seeds, store))
+    print(f"{len(jobs)} runs to make, {len(store.rows)} rows there", flush=True)
     with tempfile.TemporaryDirectory() as name:
-        home = Path(name) if arguments.quick else REPOSITORY / "runs" / comparison.name
-        jobs = list(_jobs(comparison, arguments, home, seeds, store))
-        print(f"{len(jobs)} runs to make, {len(store.rows)} rows there", flush=True)
-        _work(jobs, home, store, arguments.cores)
-    print(describe({"rows": _in_order(store.rows, comparison)}))
+        _work(jobs, Path(name), store, arguments.cores)
+    store.rows = _in_order(store.rows, comparison)
+    store.write()
+    print(describe({"rows": store.rows}))
     print(f"\nIt took {(time.perf_counter() - began) / 60:.1f} minutes.")
 
 
@@ -192,7 +198,9 @@ def _arguments(comparison: Comparison) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=f"Compares methods: {comparison.name}.")
     names = [setting.name for setting in comparison.settings]
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--quick", action="store_true", help="two steps, a seed; nothing written")
+    parser.add_argument(
+        "--quick", action="store_true", help="two steps of one seed; results/ stays"
+    )
     parser.add_argument("--only", action="append", metavar="ARM", help="part of an arm's title")
     parser.add_argument("--setting", choices=names, action="append")
     parser.add_argument("--table", action="store_true", help="print what is in results/ alone")
@@ -271,7 +279,7 @@ def _work(
         number, (key, job) = numbered
         core = free.get()
         try:
-            return {**key, **_child(job, home / "jobs" / f"{number}", core)}
+            return {**key, **_child(job, home / f"{number}", core)}
         finally:
             free.put(core)
 

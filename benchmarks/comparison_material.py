@@ -4,6 +4,7 @@ All of it is made once into a folder and depends on nothing but this code and it
 comparison which goes on another day finds the same.
 """
 
+import hashlib
 import json
 import shutil
 from collections.abc import Callable, Iterator, Sequence
@@ -38,6 +39,12 @@ def once(path: Path, make: Callable[[Path], None]) -> Path:
         make(aside)
         aside.rename(path)
     return path
+
+
+def named(word: str, *inputs: Any) -> str:
+    """A name that is another one where what a file is made of is something else."""
+    text = json.dumps([str(one) for one in inputs])
+    return f"{word}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
 
 def cut(name: str, layers: Sequence[int], folder: Path) -> Path:
@@ -137,10 +144,10 @@ def spoken(teacher: Path, rows: Path, path: Path, sampling: Sampling, max_length
 
 
 def word_problems(folder: Path, count: int, task_count: int) -> dict[str, Path]:
-    """The demo's problems: rows to train on, as many others, held-out text, problems to answer."""
+    """The demo's problems: rows to train on, others, held-out text, problems to answer."""
     wanted = {
         "rows": (0, "train", count),
-        "others": (2, "train", count),
+        "others": (2, "train", 4 * count),
         "held_out": (1, "test", 100),
         "task": (0, "test", task_count),
     }

@@ -34,6 +34,7 @@ from comparison import LABELS, SHARED, Arm, Comparison, Material, Setting, compa
 from comparison_material import (
     cut,
     demo_model,
+    named,
     pieces,
     read_rows,
     retokenized,
@@ -55,8 +56,8 @@ WEIGHTS: Mapping[str, float] = {
     "dual_space": 1.0,
 }
 STORIES = {"steps": 120, "batch_tokens": 2048, "learning_rate": 2e-3}
-PROBLEMS = {"steps": 120, "batch_tokens": 2048, "learning_rate": 3e-3, "schedule": "wsd"}
-WARM_UP = {**PROBLEMS, "steps": 300}
+PROBLEMS = {"steps": 120, "batch_tokens": 2048, "learning_rate": 2e-3, "schedule": "wsd"}
+WARM_UP = {**PROBLEMS, "steps": 400}
 ROWS = 1200
 LAYERS = (0, 1, 2, 4)
 
@@ -69,24 +70,23 @@ def _stories(folder: Path, teacher: str, student: str) -> Material | None:
     alphabet = {token for token in characters["model"]["vocab"] if len(token) == 1}
     rows = pieces(data / "train.jsonl", alphabet, folder / f"rows-{ROWS}.jsonl", ROWS)
     held_out = pieces(data / "valid.jsonl", alphabet, folder / "held_out-150.jsonl", 150)
-    whole = cut(str(models / student), LAYERS, folder / "student-whole")
+    whole = cut(str(models / student), LAYERS, folder / named("whole", student, LAYERS))
     big = without_end(models / teacher, folder / "teacher")
     tokens = 220 if teacher == "babyllama105" else 110
-    written = spoken(
-        big,
-        rows,
-        folder / f"spoken-{ROWS}.jsonl",
-        Sampling(max_tokens=tokens, temperature=1.0),
-        256,
-    )
+    written = _spoken(big, rows, folder, Sampling(max_tokens=tokens, temperature=1.0))
     return Material(
-        student=str(without_end(whole, folder / "student")),
+        student=str(without_end(whole, folder / named("student", student, LAYERS))),
         teacher=str(big),
         rows={"data": str(rows), "spoken": str(written)},
         held_out=str(held_out),
         held_out_rows=150,
         train=STORIES,
     )
+
+
+def _spoken(teacher: Path, rows: Path, folder: Path, sampling: Sampling) -> Path:
+    path = folder / f"{named('spoken', rows.name, sampling)}.jsonl"
+    return spoken(teacher, rows, path, sampling, 256)
 
 
 def to_characters(folder: Path) -> Material | None:
@@ -104,12 +104,9 @@ def own_300(folder: Path) -> Material:
     paths = word_problems(folder, 3000, 150)
     texts = [row["prompt"] + row["completion"] for row in read_rows(paths["rows"])]
     teacher = demo_model("teacher")
-    student = retokenized(
-        demo_model("student"), texts, 300, paths["others"], WARM_UP, folder / "student"
-    )
-    written = spoken(
-        teacher, paths["rows"], folder / "spoken-3000.jsonl", Sampling(max_tokens=120), 256
-    )
+    made = folder / named("student", 300, paths["others"].name, WARM_UP)
+    student = retokenized(demo_model("student"), texts, 300, paths["others"], WARM_UP, made)
+    written = _spoken(teacher, paths["rows"], folder, Sampling(max_tokens=120))
     return Material(
         student=str(student),
         teacher=str(teacher),
@@ -122,13 +119,17 @@ def own_300(folder: Path) -> Material:
 
 
 def arms(setting: str) -> Sequence[Arm]:
-    """The same in all settings."""
-    del setting
+    """The same in all settings, but for what would be another arm twice."""
 
     def beside_labels(title: str, **objective: Any) -> Arm:
         method = {"objective": objective, "weight": 0.5 * WEIGHTS[objective["kind"]]}
         return Arm(title=title, terms=({**LABELS, "weight": 0.5}, method))
 
+    # Elsewhere the teacher has all of the student's tokens, and the nearest one is the same one.
+    equal_alone = [
+        beside_labels("mapped_kl, equal tokens alone", kind="mapped_kl", max_distance=0)
+        for _ in range(setting == "from_characters")
+    ]
     return [
         *references(),
         Arm(title="labels", terms=(LABELS,)),
@@ -138,6 +139,7 @@ def arms(setting: str) -> Sequence[Arm]:
         beside_labels("semantic_transport", kind="semantic_transport"),
         beside_labels("likelihood_matching", kind="likelihood_matching"),
         beside_labels("mapped_kl", kind="mapped_kl"),
+        *equal_alone,
         beside_labels("hybrid_kl", kind="hybrid_kl"),
         beside_labels("dual_space, attention", kind="dual_space"),
         beside_labels("dual_space, bytes", kind="dual_space", align="bytes"),

@@ -2,7 +2,8 @@
 
     python benchmarks/table.py
 
-prints what the other scripts wrote, as Markdown; with `--readme` it puts the README's tables there.
+prints what the other scripts wrote, as Markdown; with `--readme` it puts the README's tables there,
+with `--docs` those of `docs/methods.md`.
 """
 
 import argparse
@@ -134,9 +135,29 @@ def cache_quality_table(results: dict[str, Any]) -> str:
     return table(results["rows"])
 
 
-TABLES |= {"cache_size": cache_size_table, "cache_quality": cache_quality_table}
+def white_box_table(results: dict[str, Any]) -> str:
+    """All ways to learn from a teacher with the same tokenizer."""
+    from white_box import table
+
+    return table(results)
+
+
+def cross_tokenizer_table(results: dict[str, Any]) -> str:
+    """All ways to learn from a teacher with another tokenizer."""
+    from cross_tokenizer import table
+
+    return table(results)
+
+
+TABLES |= {
+    "cache_size": cache_size_table,
+    "cache_quality": cache_quality_table,
+    "white_box": white_box_table,
+    "cross_tokenizer": cross_tokenizer_table,
+}
 
 BEGIN, END = "<!-- benchmarks/table.py writes from here -->", "<!-- to here -->"
+DOCS_BEGIN, DOCS_END = "<!-- benchmarks/table.py {name} from here -->", "<!-- {name} to here -->"
 
 
 def readme_section() -> str:
@@ -174,12 +195,33 @@ def write_readme() -> None:
     path.write_text(f"{before}{BEGIN}\n\n{readme_section()}\n\n{END}{after}")
 
 
+def write_docs() -> None:
+    """Put the comparisons' tables between their marks in `docs/methods.md`."""
+    path = Path(__file__).resolve().parents[1] / "docs" / "methods.md"
+    text = path.read_text()
+    for name in ("cross_tokenizer", "white_box"):
+        results = RESULTS / f"{name}.json"
+        if not results.exists():
+            continue
+        begin, end = DOCS_BEGIN.format(name=name), DOCS_END.format(name=name)
+        before, _, rest = text.partition(begin)
+        _, _, after = rest.partition(end)
+        shown = TABLES[name](json.loads(results.read_text()))
+        text = f"{before}{begin}\n\n{shown}\n\n{end}{after}"
+    path.write_text(text)
+
+
 def main() -> None:
     """Print every table whose figures are there, or put the README's into it."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--readme", action="store_true", help="write README.md's tables anew")
-    if parser.parse_args().readme:
+    parser.add_argument("--docs", action="store_true", help="write docs/methods.md's tables anew")
+    arguments = parser.parse_args()
+    if arguments.readme:
         write_readme()
+    if arguments.docs:
+        write_docs()
+    if arguments.readme or arguments.docs:
         return
     for name, table in TABLES.items():
         path = RESULTS / f"{name}.json"

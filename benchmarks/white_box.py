@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from comparison import LABELS, SHARED, Arm, Comparison, Material, Setting, compare, references
-from comparison_material import cut, demo_model, word_problems
+from comparison_material import cut, demo_model, named, word_problems
 from comparison_table import accuracy, beside, more_memory, relative, spread
 from table import markdown
 
@@ -28,6 +28,7 @@ TRAIN = {
     "demo": {"steps": 120, "batch_tokens": 2048, "learning_rate": 3e-3, "schedule": "wsd"},
     "stories": {"steps": 100, "batch_tokens": 2048, "learning_rate": 2e-3},
 }
+LAYERS = (0, 2, 4)
 KL: dict[str, Any] = {"objective": "forward_kl"}
 
 
@@ -50,7 +51,7 @@ def stories(folder: Path) -> Material | None:
     if not data.exists():
         return None
     return Material(
-        student=str(cut(str(teacher), [0, 2, 4], folder / "student")),
+        student=str(cut(str(teacher), LAYERS, folder / named("student", LAYERS))),
         teacher=str(teacher),
         rows={"data": str(data / "train.jsonl")},
         held_out=str(data / "valid.jsonl"),

@@ -247,6 +247,17 @@ def test_the_end_of_a_turn_is_not_taken_for_the_beginning_of_the_next():
     assert pairing.student.after.tolist() == [-1, -1]
 
 
+def test_of_two_turns_that_end_at_the_same_byte_one_cannot_say_which_is_which():
+    left = encoding(BOS, (0, 2), (2, 2), BOS, (2, 2), learn=[False, True, True, False, True])
+    right = encoding(BOS, (0, 2), (2, 2))  # the second end is cut off
+    views = [ENCODER.collate([side]) for side in (left, right)]
+    for student, teacher in (views, views[::-1]):
+        pairing = pair(student, teacher, [1.0], same_vocabulary=False)
+        assert pairing.student.tolist() == pairing.teacher.tolist() == [0]
+        pairing = pair(student, teacher, [1.0], same_vocabulary=False, unit="span")
+        assert members(pairing.student) == members(pairing.teacher) == [[0]]
+
+
 @settings(max_examples=100, deadline=None)
 @given(st.data())
 def test_order_pairs_the_first_with_the_first_up_to_the_shorter(data):

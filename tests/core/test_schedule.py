@@ -92,7 +92,8 @@ def test_a_module_keeps_itself_and_only_its_weight_changes():
 
 
 def test_the_scheduled_number_reaches_loss_and_kernel():
-    term = Term(objective=TAID(), schedule={"t": Ramp(from_=0.4, to=1.0)})
+    term = Term(objective=TAID(), weight=3.0, schedule={"t": Ramp(from_=0.4, to=1.0)})
+    assert term.at(0.5).weight == 3.0
     assert [term.at(x).objective.kernel.keywords["t"] for x in (0.0, 1.0)] == [0.4, 1.0]
 
 

@@ -124,6 +124,13 @@ def test_certain_models(student, teacher, expected):
     assert torch.autograd.grad(value.sum(), s)[0].isfinite().all()
 
 
+def test_the_others_alone_of_a_student_that_knows_the_label_alone():
+    student = torch.tensor([[0.0, -INF, -INF]], requires_grad=True)
+    value = losses.decoupled_kd(student, torch.zeros(1, 3), torch.tensor([0]), alpha=0.0)
+    assert value.item() == INF
+    assert not torch.autograd.grad(value.sum(), student)[0].any()
+
+
 def test_no_rows_and_no_weights():
     none = losses.decoupled_kd(
         torch.zeros(0, 4), torch.zeros(0, 4), torch.zeros(0, dtype=torch.long)

@@ -245,3 +245,17 @@ def test_special_tokens_spelt_out_in_a_text_cover_nothing_known(encoder):
     assert view.offsets[0, place].tolist() == [encoding.starts[place], NO_OFFSET]
     size = len("the cat sat <eos> on")
     assert view.offsets[0, -1].tolist() == [size, size]  # the end itself is known
+
+
+def test_what_shares_bytes_with_an_unknown_character_is_not_known_either(shared):
+    """A space that was put before the text claims the first character, which is unknown."""
+    from transformers import AutoTokenizer
+
+    fast = AutoTokenizer.from_pretrained(shared / "models" / "babyllama105")
+    encoder = Encoder(fast, 512)
+    encoding = encoder.encode(pair_of("", "日x"))
+    assert fast.convert_ids_to_tokens(encoding.ids)[:4] == ["<s>", "▁", "<unk>", "x"]
+    for packed in (False, True):
+        view = encoder.collate([encoding], packed=packed)
+        assert view.offsets[0].tolist() == [[-1, -1], [0, -1], [0, -1], [3, 4], [4, 4]]
+    assert encoding.ends[1:3] == [3, 3]  # bytes are still counted

@@ -153,6 +153,14 @@ def test_fields_that_the_finished_objective_has_too_can_change():
     assert resolve(parse(text)).terms[0].schedule == ramp
 
 
+def test_an_objective_that_names_its_sites_is_offered_them_too():
+    class Here(ForwardKL):
+        needs = frozenset({"hidden:3", "logits"})
+
+    base = resolve(parse(ONE + "terms: [{objective: forward_kl}]\n"))
+    assert fit(replace(base, terms=(Term(objective=Here()),))).terms[0].teacher == "big"
+
+
 def test_needs_with_a_site_are_offered_without():
     text = ONE + "terms: [{objective: features}]\n"
     assert resolve(parse(text)).terms[0].teacher == "big"

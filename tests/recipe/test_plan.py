@@ -73,7 +73,7 @@ def test_it_shows_recipe_terms_and_figures(make_recipe):
         "0.7",
         "logits",
         "big",
-        "chosen, logits, text",
+        "hidden, logits, projection, text",
         f"{made.facts.student.parameters:,}",
         f"{made.facts.teachers['big'].parameters:,}",
         "7 steps of 200 tokens: 1,400 tokens",

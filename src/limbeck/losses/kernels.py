@@ -255,7 +255,7 @@ def _slope(logp: Tensor, ratio: Tensor, whole: float, first: float, second: floa
     """[r, v] divided difference of c -> p^(whole - c) q^c between two points; see `alpha_beta`."""
     gap = ratio * (second - first)
     larger = gap.clamp(min=0.0).add_(logp, alpha=whole).add_(ratio, alpha=first).exp_()
-    if first == second:
+    if second - first < torch.finfo(ratio.dtype).eps:
         return larger.mul_(ratio)
     change = torch.copysign(gap.abs().neg_().expm1_(), gap)
     return change.mul_(larger).div_(second - first)

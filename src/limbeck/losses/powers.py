@@ -100,7 +100,7 @@ def _slope(
 ) -> Tensor:
     """First divided difference of c -> p^(whole - c) q^c between two points, or its derivative."""
     start = ((whole - first) * logp + first * logq).exp()
-    if first == second:
+    if second - first < torch.finfo(ratio.dtype).eps:
         return ratio * start
     end = ((whole - second) * logp + second * logq).exp()
     gap = (second - first) * ratio

@@ -6,24 +6,30 @@ weight is loaded.
 """
 
 import statistics
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 from transformers import AutoModelForCausalLM
 
+from limbeck.core.protocols import Reader, Source
 from limbeck.core.random import seeded
-from limbeck.core.specs import CachedTeacher
+from limbeck.core.specs import CachedTeacher, EnsembleTeacher
+from limbeck.core.term import Term
 from limbeck.models.causal import CausalModel
 from limbeck.models.facts import ModelFacts, cut_config
 from limbeck.models.head import head_of
 from limbeck.models.load import as_student
 from limbeck.objectives import CrossEntropy
 from limbeck.recipe.check import Facts
+from limbeck.recipe.ready import ready_terms
 from limbeck.recipe.schema import Recipe
+from limbeck.teachers.ensemble import Ensemble
 from limbeck.train.batches import Batches
 from limbeck.train.loop import Trainer, trained_parameters
 from limbeck.train.mesh import Mesh
@@ -56,7 +62,8 @@ class StepTime:
 
 def step_time(recipe: Recipe, facts: Facts) -> StepTime:
     """Time steps of shallow models on the recipe's device and data; takes seconds to minutes."""
-    live = {n: s for n, s in recipe.teachers.items() if not isinstance(s, CachedTeacher)}
+    other = CachedTeacher | EnsembleTeacher
+    live = {n: s for n, s in recipe.teachers.items() if not isinstance(s, other)}
     with torch.random.fork_rng(), seeded(recipe.seed, "init"):
         base = _timed(recipe, facts, live, 1, dict.fromkeys(live, 1))
         deeper = _timed(recipe, facts, live, 2, dict.fromkeys(live, 1))
@@ -84,19 +91,15 @@ def _timed(
     """Median seconds of a step of models with so many layers."""
     mesh = Mesh(device=recipe.train.device)
     student = _student(recipe, facts.student, student_layers, mesh.device)
-    readers = {
+    readers: dict[str, Reader] = {
         name: _shallow(facts.teachers[name], teacher_layers[name], recipe, mesh.device)
         for name in live
     }
-    terms = [
-        term if term.teacher is None or term.teacher in live else replace(term, teacher=None)
-        for term in recipe.terms
-    ]
-    terms = [  # what reads a cache costs about as much
-        replace(t, objective=CrossEntropy()) if t.teacher is None and t.objective.needs else t
-        for t in terms
-    ]
+    for name, spec in recipe.teachers.items():
+        if isinstance(spec, EnsembleTeacher) and readers.keys() >= spec.of.keys():
+            readers[name] = Ensemble(spec, readers)
     source = recipe.source.open(recipe.seed)
+    terms = _terms(recipe, student, readers, source, mesh)
     train = recipe.train
     trainer = Trainer(
         student=student,
@@ -120,6 +123,28 @@ def _timed(
         trainer.step()
         seconds.append(trainer.state.seconds - before)
     return statistics.median(seconds[WARM_STEPS:])
+
+
+def _terms(
+    recipe: Recipe,
+    student: CausalModel,
+    readers: Mapping[str, Reader],
+    source: Source,
+    mesh: Mesh,
+) -> Sequence[Term]:
+    """The terms on shallow models, where layers that a recipe names need not exist."""
+    terms: list[Term] = []
+    for term in recipe.terms:
+        objective: Any = term.objective
+        if term.teacher is not None and term.teacher not in readers:
+            # What reads a cache costs about as much.
+            term = replace(term, teacher=None, objective=CrossEntropy(), name=term.label)
+        elif hasattr(objective, "layers"):
+            term = replace(term, objective=replace(objective, layers="last"))
+        terms.append(term)
+    with tempfile.TemporaryDirectory() as folder:
+        simple = replace(recipe, terms=tuple(terms))
+        return ready_terms(simple, student, readers, source, Path(folder), mesh)
 
 
 def _student(recipe: Recipe, facts: ModelFacts, layers: int, device: torch.device) -> CausalModel:

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM
 
-from limbeck.core.specs import CachedTeacher, CausalStudent
+from limbeck.core.specs import CachedTeacher, CausalStudent, EnsembleTeacher
 from limbeck.core.types import without_sites
 from limbeck.losses.chunks import CHUNK_BYTES, CHUNK_ROWS
 from limbeck.models.load import with_adapters
@@ -115,7 +115,8 @@ def memory_of(recipe: Recipe, facts: Facts, processes: int) -> Memory:
         weights = whole * (QUANTIZED_BYTES[student.quantize] if student.quantize else 4)
     weights += trainable * STATE_BYTES
     for name, teacher in recipe.teachers.items():
-        if isinstance(teacher, CachedTeacher):  # it is loaded for evaluations, and not to train
+        # A cache is loaded for evaluations, not to train; an ensemble has no weights of its own.
+        if isinstance(teacher, CachedTeacher | EnsembleTeacher):
             continue
         each = (
             QUANTIZED_BYTES[teacher.quantize] if teacher.quantize else _stored(teacher, facts, name)
@@ -156,7 +157,10 @@ def _chunked_bytes(recipe: Recipe, facts: Facts, tokens: float) -> float:
     widths = sum(config.hidden_size for config in configs) + facts.student.config.hidden_size
     rows = min(tokens, CHUNK_ROWS["cpu"]) if _on_cpu(recipe.train.device) else tokens
     chunks = sum(min(CHUNK_BYTES, rows * config.vocab_size * each) for config in configs)
-    return tokens * widths * each + chunks
+    ensembles = [n for n in heard if isinstance(recipe.teachers.get(n or ""), EnsembleTeacher)]
+    # An ensemble has no one head, so its logits are made in full: the sum, and one member's.
+    whole = sum(2 * 4 * facts.teachers[name or ""].config.vocab_size for name in ensembles)
+    return tokens * (widths * each + whole) + chunks
 
 
 def _map_bytes(recipe: Recipe, facts: Facts) -> int:

@@ -17,7 +17,7 @@ import torch
 from limbeck.core.errors import LimbeckError, RecipeError
 from limbeck.core.files import sweep, write_json, write_text
 from limbeck.core.protocols import Reader
-from limbeck.core.specs import CachedTeacher
+from limbeck.core.specs import CachedTeacher, EnsembleTeacher
 from limbeck.core.types import Sample, Turn, sites
 from limbeck.evals import Agreement, Score, run_suite, tokens_per_second
 from limbeck.evals.reading import tell_once
@@ -33,6 +33,7 @@ from limbeck.recipe.ready import ready_terms
 from limbeck.recipe.report import Arms, Report, make_report
 from limbeck.recipe.resolve import describe, dump, resolve, sha256, training_sha256
 from limbeck.recipe.schema import Recipe, Term
+from limbeck.teachers.ensemble import Ensemble, behind
 from limbeck.train.batches import Batches
 from limbeck.train.checkpoint import Checkpoints
 from limbeck.train.listeners import Display, Evaluate, Interruption, Metrics
@@ -148,13 +149,17 @@ class _Run:
         self.holdout: list[Sample] = self.source.holdout
         for evaluation in recipe.evals:
             evaluation.check()
+        ensembles = {n: s for n, s in recipe.teachers.items() if isinstance(s, EnsembleTeacher)}
         self.teachers: dict[str, Reader] = {
             name: open_cache(recipe, facts, name, self.source, mesh.device, document)
             if isinstance(spec, CachedTeacher)
             else self.load_teacher(name)
             for name, spec in recipe.teachers.items()
+            if name not in ensembles
         }
-        self.first_teacher = next(iter(recipe.teachers), None)
+        self.first_teacher = next(iter(self.teachers), None)
+        for name, spec in ensembles.items():
+            self.teachers[name] = Ensemble(spec, self.teachers)
         self.visitor: CausalModel | None = None
 
     def go(self) -> Report:
@@ -278,7 +283,8 @@ class _Run:
             log.info("%s: going on from step %d", title, done)
         with ExitStack() as stack:
             listeners: list[Any] = []
-            models = [m for m in (student, *trainer.readers.values()) if isinstance(m, CausalModel)]
+            readers = [reader for named in trainer.readers.values() for reader in behind(named)]
+            models = [m for m in (student, *readers) if isinstance(m, CausalModel)]
             # Scores of all heads over a packed line would be its length squared.
             maps = any(sites(term.objective.asks, "attention") for term in terms)
             stack.enter_context(packing("never" if maps else train.packing, models))
