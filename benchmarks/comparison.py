@@ -8,7 +8,9 @@ that is reported is that of training. What is measured:
 - `kl_nats`, `top1`: beside the teacher, on held-out text (only where both have one tokenizer);
 - `bits_per_byte`: of held-out text, which may be compared across tokenizers;
 - `right`: which of the held-out problems the student answers, by greedy decoding;
-- `step_seconds`: the median step, with encoding and reading the teacher, without the first ones;
+- `step_processor_seconds`: of the median step, with encoding and reading the teacher, without the
+  first ones; `step_seconds` is the same by the clock, which a busy machine moves (what is done
+  once before training, such as Flex-KD's choice of units, is in `seconds` alone);
 - `peak_bytes`: of the process, at the end of training.
 
 Rows are written as they come. A row is kept as long as its recipe is the same; the others are made
@@ -158,7 +160,11 @@ class Store:
         return cls(path, known.get("rows", []), known.get("train", {}))
 
     def has(self, key: Mapping[str, Any]) -> bool:
-        return any(all(row.get(k) == v for k, v in key.items()) for row in self.rows)
+        return any(
+            all(row.get(k) == v for k, v in key.items())
+            and ("step_processor_seconds" in row or "peak_bytes" not in row)
+            for row in self.rows
+        )
 
     def put(self, row: dict[str, Any]) -> None:
         """Add a row in the place of an older one of the same setting, arm and seed."""
@@ -179,7 +185,7 @@ def compare(comparison: Comparison, describe: Callable[[dict[str, Any]], str]) -
     arguments = _arguments(comparison)
     store = Store.open(None if arguments.quick else comparison.results)
     if arguments.table:
-        print(describe({"rows": store.rows}))
+        print(describe({"rows": _in_order(store.rows, comparison)}))
         return
     seeds = range(1 if arguments.quick else arguments.seeds)
     began = time.perf_counter()

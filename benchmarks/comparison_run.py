@@ -34,13 +34,32 @@ def run_job(path: Path) -> None:
         recipe = path.with_name("recipe.yaml")
         recipe.write_text(yaml.safe_dump(job["recipe"], sort_keys=False))
         wall, processor = time.perf_counter(), time.process_time()
+        steps = watch_steps()
         report = limbeck.run(recipe, path.with_name("run"))
         found["processor_share"] = (time.process_time() - processor) / (time.perf_counter() - wall)
         found["peak_bytes"] = peak_bytes()
         found["train_seconds"] = report.train.seconds
+        found["step_processor_seconds"] = median(steps[FIRST_STEPS:] or steps)
         found |= curves(path.with_name("run") / "metrics.jsonl")
     found |= measure(path.with_name("run") / "student", material, job["measured"])
     path.with_name("found.json").write_text(json.dumps(found))
+
+
+def watch_steps() -> list[float]:
+    """Will hold the processor time of each step, whatever else the machine is doing meanwhile."""
+    from limbeck.train.loop import Trainer
+
+    times: list[float] = []
+    step = Trainer.step
+
+    def timed(self: Any) -> Any:
+        began = time.process_time()
+        metrics = step(self)
+        times.append(time.process_time() - began)
+        return metrics
+
+    Trainer.step = timed
+    return times
 
 
 def peak_bytes() -> int:

@@ -42,6 +42,27 @@ def test_whole_logits_give_the_same(make_recipe, tmp_path, losses, assert_same):
     assert_same(losses(tmp_path / "naive"), losses(tmp_path / "chunked"))
 
 
+NOBODY = {
+    **{
+        f"features {loss}": {"kind": "features", "loss": loss} for loss in ("cosine", "correlation")
+    },
+    "features similarity": {"kind": "features", "loss": "similarity"},
+    "features cka": {"kind": "features", "loss": "cka"},
+    **{kind: {"kind": kind} for kind in ("flex_kd", "attention_maps", "attention_relations")},
+    **{kind: {"kind": kind} for kind in ("dual_space", "likelihood_matching")},
+}
+
+
+@pytest.mark.parametrize("case", NOBODY)
+def test_a_term_without_rows_changes_nothing(case, make_recipe, tmp_path, losses):
+    alone = [{"objective": "forward_kl"}]
+    run(make_recipe({"steps": 2}, terms=alone), tmp_path / "alone")
+    term = {"objective": NOBODY[case], "channel": "nobody"}
+    run(make_recipe({"steps": 2}, terms=[*alone, term]), tmp_path / "both")
+    for mine, theirs in zip(losses(tmp_path / "both"), losses(tmp_path / "alone"), strict=True):
+        assert mine == pytest.approx([theirs[0], theirs[1], 0.0], abs=1e-6)
+
+
 def test_dual_space_stands_beside_whole_logits(make_recipe, tmp_path, losses):
     terms = [{"objective": {"kind": "dual_space"}}, {"objective": "cross_entropy"}]
     for name in ("naive", "chunked"):

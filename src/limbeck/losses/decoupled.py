@@ -9,6 +9,9 @@ from limbeck.losses.shared import factor, shared_columns
 
 __all__ = ["decoupled_kd"]
 
+NEVER = -1e30
+"""A logit whose probability is exactly 0, and which, unlike -inf, needs no care in a difference."""
+
 
 def decoupled_kd(
     student: Tensor,
@@ -78,8 +81,8 @@ def decoupled_kd(
 
 def _split(logits: Tensor, place: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """[n, 2] logits of target and rest, [n, v] of the rest alone, and [n, 1] if there is none."""
-    others = logits.scatter(-1, place, -torch.inf)
-    alone = (others == -torch.inf).all(-1, keepdim=True)
+    others = logits.scatter(-1, place, NEVER)
+    alone = (others <= NEVER).all(-1, keepdim=True)
     others = others.masked_fill(alone, 0.0)  # a softmax of nothing would be NaN
     rest = others.logsumexp(-1, keepdim=True).masked_fill(alone, -torch.inf)
     return torch.cat([logits.gather(-1, place), rest], -1), others, alone
