@@ -8,7 +8,8 @@ Two settings: `demo` (word problems; the teacher and the student that ship with 
 `stories` (stories260K into three of its five layers; left out where `shared/` is absent). All arms
 of a seed have the same starting weights, rows, order and steps; `TRAIN` says how many. The method
 is all that differs, and nothing was tuned for any arm: settings are the defaults unless the title
-says otherwise. "labels" has no teacher; a distilling arm has no labels, unless its title says so.
+says otherwise. The one learning rate of `demo` is the better of two for labels (1e-3, 3e-3).
+"labels" has no teacher; a distilling arm has no labels, unless its title says so.
 
 What looks inside the network stands beside a forward KL of weight 1, as one would use it, so the
 arm to compare with is "forward_kl". Its weight is 1 where nothing else is said. "labels +" arms
@@ -25,7 +26,7 @@ from comparison_table import accuracy, beside, more_memory, relative, spread
 from table import markdown
 
 TRAIN = {
-    "demo": {"steps": 120, "batch_tokens": 2048, "learning_rate": 3e-3},
+    "demo": {"steps": 120, "batch_tokens": 2048, "learning_rate": 1e-3},
     "stories": {"steps": 100, "batch_tokens": 2048, "learning_rate": 2e-3},
 }
 LAYERS = (0, 2, 4)

@@ -119,8 +119,12 @@ def embedding_costs(teacher: Network, student: Network, field: str) -> Pricing:
     """1 - cosine of the teacher's embeddings.
 
     Raises:
-        RecipeError: the tokenizers differ.
+        RecipeError: the tokenizers differ, or the teacher is no single model at hand.
     """
+    if not hasattr(teacher, "embeddings"):
+        raise RecipeError(
+            field, "'embeddings' needs a single model as teacher, not a cache or an ensemble"
+        )
     if teacher.vocabulary != student.vocabulary:
         raise RecipeError(
             field,
