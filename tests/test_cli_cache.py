@@ -240,7 +240,7 @@ def test_without_a_cached_teacher(call, write, teacher):
     refused(call("cache", path, *settings), "teachers", "none of them is a cache", "kind: cache")
     refused(
         call("plan", path, settings[0]),
-        "sparse_kl needs sparse; teacher 'big' offers chosen, logits, ",
+        "sparse_kl needs sparse; teacher 'big' offers attention, boundary, chosen",
         "These would work: ",
         "forward_kl",
         "or teachers.big: {kind: cache, path: FOLDER, of: {name: ...}, keep: sampled}",

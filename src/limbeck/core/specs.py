@@ -73,6 +73,8 @@ class LocalTeacher:
         tokenizer: folder or hub id; by default the model's own.
         revision: branch, tag or commit on the hub.
         dtype: of its weights; `auto` keeps the stored one.
+        max_length: tokens of a sample that it reads where its tokenizer is another than the
+            student's; by default as many as the student.
         device: such as `cuda:1` or `cpu`; by default the student's.
         quantize: load weights in 4 or 8 bit (bitsandbytes).
         trust_remote_code: let the model's folder bring Python code that is then executed.
@@ -86,6 +88,7 @@ class LocalTeacher:
     tokenizer: str | None = None
     revision: str | None = None
     dtype: DType | Literal["auto"] = "auto"
+    max_length: Annotated[int | None, Field(ge=2)] = None
     device: str | None = None
     quantize: Literal["4bit", "8bit"] | None = None
     trust_remote_code: bool = False

@@ -256,7 +256,20 @@ class CausalModel:
                 eos_token_id=self.encoder.eos,
                 **settings,
             )
-        return self.tokenizer.batch_decode(output[:, width:], skip_special_tokens=True)
+        pairs = zip(prompts, output[:, width:].tolist(), strict=True)
+        return [self._text_behind(prompt, written) for prompt, written in pairs]
+
+    def _text_behind(self, prompt: list[int], written: list[int]) -> str:
+        """What was written, as it continues the prompt: some tokenizers drop a first space."""
+        before = self.tokenizer.decode(prompt, skip_special_tokens=True)
+        whole = self.tokenizer.decode(prompt + written, skip_special_tokens=True)
+        assert isinstance(before, str)
+        assert isinstance(whole, str)
+        if whole.startswith(before):
+            return whole[len(before) :]
+        alone = self.tokenizer.decode(written, skip_special_tokens=True)  # it cuts a character
+        assert isinstance(alone, str)
+        return alone
 
     def _computing(self) -> Any:
         if self.autocast is None:

@@ -35,7 +35,7 @@ def load_teacher(spec: LocalTeacher, device: torch.device, max_length: int) -> C
         module,
         tokenizer_of(spec, {}),
         name=spec.name,
-        max_length=max_length,
+        max_length=spec.max_length or max_length,
         head=head_of(module),
     )
 

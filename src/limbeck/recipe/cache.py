@@ -118,7 +118,8 @@ def open_cache(
     weights = None
     if name not in facts.gone:
         weights = weights_sha256(weight_files(spec.of), store.extra.get("weights"))
-    mine = fingerprint(spec, tokenizer, recipe.student.max_length, training(source), weights)
+    longest = longest_for(recipe, facts, name)
+    mine = fingerprint(spec, tokenizer, longest, training(source), weights)
     refuse_other(store.fingerprint, mine, spec, name, document)
     if store.absent:
         raise document.error(
@@ -126,7 +127,7 @@ def open_cache(
             f"{spec.path} is not finished: {store.absent} of {store.absent + len(store.seals)}"
             f" shards are missing; go on with: {MAKE}",
         )
-    return CacheReader(store, spec, tokenizer, max_length=recipe.student.max_length, device=device)
+    return CacheReader(store, spec, tokenizer, max_length=longest, device=device)
 
 
 class _Making:
@@ -143,7 +144,7 @@ class _Making:
     ) -> None:
         self.spec: CachedTeacher = recipe.teachers[name]
         self.name, self.samples, self.device, self.document = name, samples, device, document
-        self.max_length = recipe.student.max_length
+        self.max_length = longest_for(recipe, facts, name)
         self.path = Path(self.spec.path).expanduser()
         self.tokenizer = tokenizer_for(facts, name)
         self.gone = name in facts.gone
@@ -233,6 +234,12 @@ def manifest(path: Path) -> Mapping[str, Any]:
 def training(source: Any) -> Sequence[Sample] | None:
     """All samples that a source trains on, None where their number has no end."""
     return getattr(source, "training", None)
+
+
+def longest_for(recipe: Recipe, facts: Facts, name: str) -> int:
+    """Tokens of a sample that a teacher reads: the student's where they are the student's own."""
+    own = facts.teachers[name].vocabulary != facts.student.vocabulary
+    return (recipe.teachers[name].of.max_length if own else None) or recipe.student.max_length
 
 
 def tokenizer_for(facts: Facts, name: str) -> PreTrainedTokenizerBase:
