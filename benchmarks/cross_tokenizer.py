@@ -43,8 +43,7 @@ from comparison_material import (
     without_end,
     word_problems,
 )
-from comparison_table import accuracy, beside, more_memory, relative, spread
-from table import markdown
+from comparison_table import COSTS, beside_arm, of_seeds, tables
 
 from limbeck.core.types import Sampling
 
@@ -53,6 +52,7 @@ WEIGHTS: Mapping[str, float] = {
     "semantic_transport": 1.5,
     "likelihood_matching": 1.0,
     "mapped_kl": 1.0,
+    "prefix_kl": 1.0,
     "hybrid_kl": 1.0,
     "dual_space": 1.0,
 }
@@ -141,45 +141,23 @@ def arms(setting: str) -> Sequence[Arm]:
         beside_labels("likelihood_matching", kind="likelihood_matching"),
         beside_labels("mapped_kl", kind="mapped_kl"),
         *equal_alone,
+        beside_labels("prefix_kl", kind="prefix_kl"),
         beside_labels("hybrid_kl", kind="hybrid_kl"),
         beside_labels("dual_space, attention", kind="dual_space"),
         beside_labels("dual_space, bytes", kind="dual_space", align="bytes"),
     ]
 
 
+COLUMNS = (
+    ("bits/byte", of_seeds("bits_per_byte")),
+    ("beside labels (lower in)", beside_arm("bits_per_byte", "labels")),
+    *COSTS,
+)
+
+
 def table(results: dict[str, Any]) -> str:
     """Arms down; quality, time and memory across; all beside plain fine-tuning."""
-    parts: list[str] = []
-    for setting in dict.fromkeys(row["setting"] for row in results["rows"]):
-        mine = [row for row in results["rows"] if row["setting"] == setting]
-        by_arm = {
-            arm: [row for row in mine if row["arm"] == arm]
-            for arm in dict.fromkeys(row["arm"] for row in mine)
-        }
-        labels = by_arm.get("labels", [])
-        header = [
-            "method",
-            "bits/byte",
-            "beside labels (lower in)",
-            "accuracy (95%)",
-            "step time",
-            "memory, MB",
-        ]
-        lines = [
-            [
-                arm,
-                spread([row["bits_per_byte"] for row in rows], "{:.4f}"),
-                beside(rows, labels, "bits_per_byte"),
-                accuracy(rows),
-                relative(rows, labels),
-                more_memory(rows, labels),
-            ]
-            for arm, rows in by_arm.items()
-        ]
-        keep = [i for i in range(len(header)) if any(line[i] != "–" for line in lines)]
-        chosen = [[line[i] for i in keep] for line in [header, *lines]]
-        parts += [f"**{setting}**", markdown(chosen[0], chosen[1:])]
-    return "\n\n".join(parts)
+    return tables(results, COLUMNS)
 
 
 COMPARISON = Comparison(

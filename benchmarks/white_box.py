@@ -22,8 +22,7 @@ from typing import Any
 
 from comparison import LABELS, SHARED, Arm, Comparison, Material, Setting, compare, references
 from comparison_material import cut, demo_model, named, word_problems
-from comparison_table import accuracy, beside, more_memory, relative, spread
-from table import markdown
+from comparison_table import COSTS, beside_arm, of_seeds, tables
 
 TRAIN = {
     "demo": {"steps": 120, "batch_tokens": 2048, "learning_rate": 1e-3},
@@ -143,41 +142,17 @@ def arms(setting: str) -> Sequence[Arm]:
     ]
 
 
+COLUMNS = (
+    ("KL to the teacher, nats/token", of_seeds("kl_nats")),
+    ("beside forward_kl (lower in)", beside_arm("kl_nats", "forward_kl")),
+    ("bits/byte", of_seeds("bits_per_byte")),
+    *COSTS,
+)
+
+
 def table(results: dict[str, Any]) -> str:
     """Arms down; quality, time and memory across; both beside the arm of labels."""
-    parts: list[str] = []
-    for setting in dict.fromkeys(row["setting"] for row in results["rows"]):
-        mine = [row for row in results["rows"] if row["setting"] == setting]
-        by_arm = {
-            arm: [row for row in mine if row["arm"] == arm]
-            for arm in dict.fromkeys(row["arm"] for row in mine)
-        }
-        labels, kl = by_arm.get("labels", []), by_arm.get("forward_kl", [])
-        header = [
-            "method",
-            "KL to the teacher, nats/token",
-            "beside forward_kl (lower in)",
-            "bits/byte",
-            "accuracy (95%)",
-            "step time",
-            "memory, MB",
-        ]
-        lines = [
-            [
-                arm,
-                spread([row.get("kl_nats") for row in rows], "{:.4f}"),
-                beside(rows, kl, "kl_nats"),
-                spread([row.get("bits_per_byte") for row in rows], "{:.4f}"),
-                accuracy(rows),
-                relative(rows, labels),
-                more_memory(rows, labels),
-            ]
-            for arm, rows in by_arm.items()
-        ]
-        keep = [i for i in range(len(header)) if any(line[i] != "–" for line in lines)]
-        chosen = [[line[i] for i in keep] for line in [header, *lines]]
-        parts += [f"**{setting}**", markdown(chosen[0], chosen[1:])]
-    return "\n\n".join(parts)
+    return tables(results, COLUMNS)
 
 
 COMPARISON = Comparison(

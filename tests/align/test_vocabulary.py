@@ -161,3 +161,24 @@ def test_at_the_default_epsilon_edit_distances_of_real_vocabularies_make_a_diver
     cost = edit_costs(sorted(tokens), sorted(tokens)).double()
     assert torch.linalg.eigvalsh((-cost / 0.1).exp())[0] > 0.5
     assert torch.linalg.eigvalsh((-cost).exp())[0] < 0
+
+
+def test_a_students_tokens_begin_the_teachers_as_its_tokenizer_cuts_them(shared):
+    """On real vocabularies: the longest prefix is where the student's own tokenizer cuts first."""
+    from transformers import AutoTokenizer
+
+    from limbeck.align.vocabulary import openings
+    from limbeck.models.tokens import token_bytes
+
+    theirs = AutoTokenizer.from_pretrained(shared / "tokenizers" / "gpt2")
+    own = AutoTokenizer.from_pretrained(shared / "tokenizers" / "tinystories_bpe2k")
+    teacher, student = (token_bytes(t, len(t)) for t in (theirs, own))
+    columns = openings(teacher, student).tolist()
+    words = [
+        i for i, token in enumerate(teacher) if token and token[:1] == b" " and token[1:].isalpha()
+    ]
+    alike = 0
+    for index in words[:2000]:
+        assert teacher[index].startswith(student[columns[index]])
+        alike += own.encode(teacher[index].decode())[0] == columns[index]
+    assert alike > 0.8 * len(words[:2000])

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from limbeck.losses import forward_kl, reverse_kl, sorted_l1
-from limbeck.losses.vocabularies import Partition, hybrid_kl, mapped_kl
+from limbeck.losses.vocabularies import Partition, hybrid_kl, mapped_kl, prefix_kl
 
 
 def ids(*columns):
@@ -278,3 +278,52 @@ def test_hybrid_without_tokens_is_refused():
     )
     with pytest.raises(ValueError, match="no tokens"):
         hybrid_kl(*pair(), nothing)
+
+
+OPENINGS = torch.tensor([2, 0, 2, -1, 1])
+"""For each of five teacher's tokens the student's, of four; nobody begins with the last."""
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.5])
+def test_prefix_kl_is_the_kl_of_the_moved_distribution(temperature):
+    torch.manual_seed(0)
+    student, teacher = torch.randn(6, 4).double(), torch.randn(6, 5).double()
+    expected = []
+    for s, t in zip(student, teacher, strict=True):
+        p, q = (t / temperature).softmax(0), (s / temperature).softmax(0)
+        moved = [p[1], p[4], p[0] + p[2], torch.tensor(0.0)]
+        total = sum(moved)
+        expected.append(
+            temperature**2
+            * sum((m / total) * ((m / total) / q[j]).log() for j, m in enumerate(moved) if m > 0)
+        )
+    got = prefix_kl(student, teacher, OPENINGS, temperature=temperature)
+    torch.testing.assert_close(got, torch.stack(expected))
+
+
+def test_prefix_kl_of_one_vocabulary_is_the_forward_kl():
+    torch.manual_seed(0)
+    student, teacher = torch.randn(5, 7).double(), torch.randn(5, 7).double()
+    got = prefix_kl(student, teacher, torch.arange(7))
+    torch.testing.assert_close(got, forward_kl(student, teacher))
+    torch.testing.assert_close(
+        prefix_kl(teacher, teacher, torch.arange(7)), torch.zeros(5).double()
+    )
+
+
+def test_prefix_kl_has_the_right_gradient_and_none_where_nothing_can_be_begun():
+    torch.manual_seed(0)
+    student = torch.randn(3, 4, dtype=torch.float64, requires_grad=True)
+    teacher = torch.randn(3, 5).double()
+    assert torch.autograd.gradcheck(lambda s: prefix_kl(s, teacher, OPENINGS), student)
+    certain = torch.full((3, 5), -torch.inf).double()
+    certain[:, 3] = 0.0  # all is on the token that the student cannot begin
+    value = prefix_kl(student, certain, OPENINGS)
+    (gradient,) = torch.autograd.grad(value.sum(), student)
+    assert value.tolist() == [0.0] * 3
+    assert gradient.abs().max() == 0
+
+
+def test_prefix_kl_refuses_columns_that_are_not_there():
+    with pytest.raises(ValueError, match="student's 4"):
+        prefix_kl(torch.randn(2, 4), torch.randn(2, 5), torch.tensor([4, 0, 0, 0, 0]))

@@ -19,6 +19,7 @@ OTHER_TOKENIZER = {
     "semantic_transport",
     "likelihood_matching",
     "mapped_kl",
+    "prefix_kl",
     "hybrid_kl",
     "dual_space",
 }

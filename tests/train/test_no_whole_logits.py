@@ -20,6 +20,7 @@ KINDS = {
     "semantic_transport": {"k": 4},
     "likelihood_matching": {},
     "mapped_kl": {},
+    "prefix_kl": {},
     "hybrid_kl": {},
     "dual_space": {},
     "features": {"projector": "linear"},

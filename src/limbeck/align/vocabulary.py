@@ -46,6 +46,36 @@ def shared_tokens(
     return ids[:, 1].contiguous(), ids[:, 0].contiguous()
 
 
+def openings(teacher: Tokens, student: Tokens, roles: Mapping[int, int] | None = None) -> Tensor:
+    """The token with which the student would begin to write each of the teacher's.
+
+    It is the longest of the student's tokens with which the teacher's bytes begin. A byte-pair
+    encoding may cut otherwise now and then.
+
+    Args:
+        teacher: its w tokens.
+        student: its tokens.
+        roles: the teacher's special tokens and the student's that play the same part.
+
+    Returns:
+        [w] int64 columns of the student; -1 where there is none.
+
+    >>> openings([b"abc", b"b", b"x", None], [b"ab", b"a", b"b", None], roles={3: 3}).tolist()
+    [0, 2, -1, 3]
+    """
+    mine = _first(student)
+    lengths = sorted({len(token) for token in mine}, reverse=True)
+    found = [NO_PARTNER] * len(teacher)
+    for index, token in enumerate(teacher):
+        if token is None:
+            continue
+        fitting = (mine.get(token[:length]) for length in lengths if length <= len(token))
+        found[index] = next((own for own in fitting if own is not None), NO_PARTNER)
+    for theirs, own in (roles or {}).items():
+        found[theirs] = own
+    return torch.tensor(found, dtype=torch.int64)
+
+
 def nearest(
     teacher: Tokens,
     student: Tokens,

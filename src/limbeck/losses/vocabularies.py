@@ -70,6 +70,64 @@ def mapped_kl(
     return forward_kl(student, moved, **kw)
 
 
+def prefix_kl(
+    student: Tensor,
+    teacher: Tensor,
+    openings: Tensor,
+    *,
+    temperature: float = 1.0,
+    scale_by_t2: bool = True,
+) -> Tensor:
+    """KL divergence after each teacher's token gave its probability to the student's first token.
+
+    p'_j = sum of p_i over the teacher's tokens i that the student would begin with token j
+    T^2 * KL(p' || q),   p = softmax(teacher / T), q = softmax(student / T)
+
+    Where both have read the same text, p' is the teacher's distribution of the student's next
+    token, as far as the teacher's tokens are long enough to say it. A teacher of shorter tokens
+    asks for shorter ones than the student would write. Probability of tokens that the student
+    cannot begin is left out, and p' normalised.
+
+    Args:
+        student: [n, v] logits.
+        teacher: [n, w] logits.
+        openings: [w] int64, the student's column for each of the teacher's; -1 where there is none.
+            Columns of the teacher beyond them have none.
+        temperature: T, divides both models' logits.
+        scale_by_t2: multiply by T^2.
+
+    Returns:
+        [n] nats, >= 0; 0 where the teacher finds nothing likely that the student can begin.
+
+    Raises:
+        ValueError: a column is beyond the student's, shapes do not fit, or the temperature is not
+            positive.
+
+    >>> p = torch.tensor([[0.5, 0.3, 0.2]])  # of the tokens "ab", "a", "b"
+    >>> q = torch.tensor([[0.8, 0.2]])  # of "a" and "b"
+    >>> abs(prefix_kl(q.log(), p.log(), torch.tensor([0, 0, 1])).item()) < 1e-6
+    True
+    """
+    scale = factor(temperature, scale_by_t2)
+    student, teacher = same_precision(student, teacher)
+    openings = openings[: teacher.shape[1]]
+    if int(openings.max()) >= student.shape[1]:
+        raise ValueError(
+            f"openings must name columns of the student's {student.shape[1]}; they name up to"
+            f" {int(openings.max())}"
+        )
+    p = (teacher / temperature).softmax(-1)[:, : len(openings)]
+    known = openings >= 0
+    moved = p.new_zeros(student.shape).index_add(1, openings[known], p[:, known])
+    total = moved.sum(-1, keepdim=True)
+    tiny = torch.finfo(total.dtype).tiny
+    sure = total > tiny
+    # Any distribution will do where there is none: its value is not looked at.
+    target = torch.where(sure, moved / total.clamp(min=tiny), 1 / student.shape[1])
+    value = forward_kl(student / temperature, target.log())
+    return scale * torch.where(sure.squeeze(-1), value, 0.0)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Partition:
     """Which tokens two vocabularies have in common; all are int64 column numbers.

@@ -25,6 +25,7 @@ from limbeck.objectives.vocabulary import (
     HybridKL,
     LikelihoodMatching,
     MappedKL,
+    PrefixKL,
     SemanticTransport,
 )
 
@@ -45,6 +46,7 @@ __all__ = [
     "LikelihoodMatching",
     "LogitMSE",
     "MappedKL",
+    "PrefixKL",
     "Ranking",
     "ReverseKL",
     "SemanticTransport",

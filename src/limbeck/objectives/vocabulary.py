@@ -13,14 +13,14 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from limbeck.align.vocabulary import NO_PARTNER, nearest, shared_tokens
+from limbeck.align.vocabulary import NO_PARTNER, nearest, openings, shared_tokens
 from limbeck.core.errors import RecipeError
 from limbeck.core.protocols import Network, Scene
 from limbeck.core.registry import did_you_mean, register
 from limbeck.core.types import Needs, Signals, Unit
 from limbeck.losses.likelihood import likelihood_matching
 from limbeck.losses.semantic import Pricing, semantic_transport
-from limbeck.losses.vocabularies import Partition, hybrid_kl, mapped_kl
+from limbeck.losses.vocabularies import Partition, hybrid_kl, mapped_kl, prefix_kl
 from limbeck.objectives.costs import byte_costs, embedding_costs, table_costs
 from limbeck.objectives.token import Share, Temperature
 
@@ -164,6 +164,40 @@ class _KnownMap(MappedKL):
             reverse=self.reverse,
             temperature=self.temperature,
         )
+
+
+@register("objective", "prefix_kl")
+@dataclass(frozen=True, kw_only=True)
+class PrefixKL(TwoVocabularies):
+    """KL divergence after each teacher's token gave its probability to the student's first token.
+
+    For a teacher whose tokens are longer than the student's, such as whole words for characters.
+    """
+
+    def finish(self, scene: Scene) -> "PrefixKL":
+        """Find the token with which the student begins each of the teacher's.
+
+        Raises:
+            RecipeError: it can begin none of them.
+        """
+        teacher, student = self._both(scene)
+        roles = _roles(_ends(teacher, student))
+        columns = openings(teacher.token_bytes(), student.token_bytes(), roles)
+        if not bool((columns != NO_PARTNER).any()):
+            raise RecipeError("", "the student can begin none of the teacher's tokens")
+        columns = columns.to(student.embeddings().device)
+        return _KnownOpenings(**_fields(self, PrefixKL), columns=columns)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _KnownOpenings(PrefixKL):
+    columns: Tensor = field(repr=False)
+
+    def __call__(self, student: Signals, teacher: Signals) -> Tensor:
+        """[n] losses."""
+        assert student.logits is not None
+        assert teacher.logits is not None
+        return prefix_kl(student.logits, teacher.logits, self.columns, temperature=self.temperature)
 
 
 @register("objective", "hybrid_kl")
