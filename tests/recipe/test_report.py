@@ -127,7 +127,9 @@ def test_cost_of_a_thousand_tokens() -> None:
 
 
 def test_made_of_what_a_run_knows() -> None:
-    state = SimpleNamespace(step=5, skipped=1, tokens=1000, positions=1250, seconds=4.0)
+    state = SimpleNamespace(
+        step=5, skipped=1, tokens=1000, positions=1250, seconds=4.0, unaligned=3
+    )
     prices = Price(teacher_usd_per_hour=3.6, student_usd_per_hour=1.8)
     made: dict[str, Any] = {
         "recipe_sha256": "ab",
@@ -154,6 +156,7 @@ def test_made_of_what_a_run_knows() -> None:
         skipped_steps=1,
         truncated_tokens=7,
         dropped_samples=2,
+        unaligned_samples=3,
     )
     assert report.speed.speedup == 2.0
     assert report.cost.reduction == pytest.approx(0.75)

@@ -52,8 +52,9 @@ seed: 0
 
 
 def _value(value: object) -> str:
-    """A setting as YAML."""
-    return str(value).lower() if isinstance(value, bool) else str(value)
+    """A setting as YAML, on one line."""
+    plain = list(value) if isinstance(value, tuple) else value
+    return yaml.safe_dump(plain, default_flow_style=True).removesuffix("...\n").strip()
 
 
 def _word(text: str) -> str:
