@@ -164,7 +164,7 @@ def test_made_of_what_a_run_knows() -> None:
     alone = make_report(
         SimpleNamespace(price=Price()),
         teacher=None,
-        state=SimpleNamespace(step=0, skipped=0, tokens=0, positions=0, seconds=0.0),
+        state=SimpleNamespace(step=0, skipped=0, tokens=0, positions=0, seconds=0.0, unaligned=0),
         speeds={"teacher": None, "student": 20.0},
         **made,
     )
