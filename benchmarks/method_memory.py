@@ -128,6 +128,7 @@ def main() -> int:
         print(f"left out: {SHARED} is absent")
         return 0
     rows: list[dict[str, Any]] = []
+    results: dict[str, Any] = {"environment": environment(), "step_tokens": STEP_TOKENS}
     methods = [PLAIN, "likelihood_matching"] if options.quick else [*SAME, *OTHER]
     with tempfile.TemporaryDirectory() as folder:
         make_models(Path(folder))
@@ -139,9 +140,9 @@ def main() -> int:
                 continue
             rows.append({"method": method, "peak_bytes": json.loads(ended.stdout.splitlines()[-1])})
             print(f"{method}: {rows[-1]['peak_bytes'] / 1e6:,.0f} MB", flush=True)
-    results = {"environment": environment(), "step_tokens": STEP_TOKENS, "rows": rows}
-    if not options.quick:
-        RESULTS.write_text(json.dumps(results, indent=1) + "\n")
+            if not options.quick:
+                RESULTS.write_text(json.dumps({**results, "rows": rows}, indent=1) + "\n")
+    results["rows"] = rows
     print("\n" + table(results))
     return 0 if len(rows) == len(methods) else 1
 

@@ -8,7 +8,7 @@ with `--docs` those of `docs/methods.md`.
 
 import argparse
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -195,11 +195,14 @@ def write_readme() -> None:
     path.write_text(f"{before}{BEGIN}\n\n{readme_section()}\n\n{END}{after}")
 
 
-def write_docs() -> None:
+COMPARISONS = ("cross_tokenizer", "white_box")
+
+
+def write_docs(names: Sequence[str]) -> None:
     """Put the comparisons' tables between their marks in `docs/methods.md`."""
     path = Path(__file__).resolve().parents[1] / "docs" / "methods.md"
     text = path.read_text()
-    for name in ("cross_tokenizer", "white_box"):
+    for name in names:
         results = RESULTS / f"{name}.json"
         if not results.exists():
             continue
@@ -215,13 +218,18 @@ def main() -> None:
     """Print every table whose figures are there, or put the README's into it."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--readme", action="store_true", help="write README.md's tables anew")
-    parser.add_argument("--docs", action="store_true", help="write docs/methods.md's tables anew")
+    parser.add_argument(
+        "--docs",
+        nargs="*",
+        choices=COMPARISONS,
+        help="write docs/methods.md's tables anew, or those named alone",
+    )
     arguments = parser.parse_args()
     if arguments.readme:
         write_readme()
-    if arguments.docs:
-        write_docs()
-    if arguments.readme or arguments.docs:
+    if arguments.docs is not None:
+        write_docs(arguments.docs or COMPARISONS)
+    if arguments.readme or arguments.docs is not None:
         return
     for name, table in TABLES.items():
         path = RESULTS / f"{name}.json"
