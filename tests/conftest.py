@@ -30,9 +30,8 @@ def _one_thread():
     torch.set_num_threads(1)
 
 
-@pytest.fixture(scope="session")
-def tokenizer():
-    """A 320-token byte-level tokenizer with a simple chat template."""
+def byte_level(size: int, text: str):
+    """A byte-level tokenizer of up to so many tokens, learnt from a text."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -40,15 +39,27 @@ def tokenizer():
     raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     raw.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=320,
+        vocab_size=size,
         special_tokens=["<pad>", "<bos>", "<eos>"],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    raw.train_from_iterator([" ".join(WORDS)] * 4, trainer)
-    fast = PreTrainedTokenizerFast(
+    raw.train_from_iterator([text] * 4, trainer)
+    return PreTrainedTokenizerFast(
         tokenizer_object=raw, bos_token="<bos>", eos_token="<eos>", pad_token="<pad>"
     )
+
+
+@pytest.fixture(scope="session")
+def make_tokenizer():
+    """Makes a byte-level tokenizer: (size, text)."""
+    return byte_level
+
+
+@pytest.fixture(scope="session")
+def tokenizer():
+    """A 320-token byte-level tokenizer with a simple chat template."""
+    fast = byte_level(320, " ".join(WORDS))
     fast.chat_template = (
         "{% for m in messages %}[{{ m.role }}]\n{{ m.content }}<eos>\n{% endfor %}"
         "{% if add_generation_prompt %}[assistant]\n{% endif %}"

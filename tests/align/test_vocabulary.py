@@ -1,7 +1,6 @@
 """Which tokens are alike, against a plain dynamic programme; and on real vocabularies."""
 
 import builtins
-from pathlib import Path
 
 import pytest
 import torch
@@ -19,7 +18,6 @@ from limbeck.align.vocabulary import (
 from limbeck.core.errors import RecipeError
 from limbeck.models.tokens import token_bytes
 
-TOKENIZERS = Path(__file__).parents[3] / "shared/tokenizers"
 TOKEN = st.one_of(st.none(), st.binary(max_size=6), st.text("abé ", max_size=5).map(str.encode))
 TOKENS = st.lists(TOKEN, min_size=1, max_size=12)
 
@@ -72,13 +70,12 @@ def test_roles_pair_what_has_no_bytes():
     assert (theirs.tolist(), mine.tolist()) == ([1, 2], [1, 3])
 
 
-def test_space_marks_of_real_tokenizers_are_spaces():
-    if not TOKENIZERS.exists():
-        pytest.skip("no real tokenizers here")
+def test_space_marks_of_real_tokenizers_are_spaces(shared):
     from transformers import AutoTokenizer
 
     gpt2, llama = (
-        AutoTokenizer.from_pretrained(TOKENIZERS / name) for name in ("gpt2", "tinystories_bpe2k")
+        AutoTokenizer.from_pretrained(shared / "tokenizers" / name)
+        for name in ("gpt2", "tinystories_bpe2k")
     )
     teacher, student = token_bytes(gpt2, 50_257), token_bytes(llama, 2048)
     got = nearest(teacher, student)
@@ -147,11 +144,9 @@ def test_without_rapidfuzz_one_line_says_what_to_do(monkeypatch):
     assert nearest([b"a"], [b"b"], max_distance=0).tolist() == [-1]
 
 
-def test_at_the_default_epsilon_edit_distances_of_real_vocabularies_make_a_divergence():
+def test_at_the_default_epsilon_edit_distances_of_real_vocabularies_make_a_divergence(shared):
     """exp(-C / epsilon) is positive semidefinite, so S cannot be negative; at 1 it is not."""
-    models = TOKENIZERS.parent / "models"
-    if not models.exists():
-        pytest.skip("no real models here")
+    models = shared / "models"
     from transformers import AutoTokenizer
 
     tokens = set()

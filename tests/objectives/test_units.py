@@ -1,19 +1,18 @@
 """Flex-KD: which units are kept, that the choice is made once, and what is then compared."""
 
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from limbeck import objectives
 from limbeck.core.errors import RecipeError
-from limbeck.core.protocols import Objective, Scene
+from limbeck.core.protocols import Objective
 from limbeck.core.types import Sample, Signals, Turn
 from limbeck.models.causal import CausalModel
-from limbeck.models.head import head_of
 from limbeck.objectives.selection import attribution, principal_components
 
 TEXTS = [" the cat sat", " on a mat and saw", " two dogs", " run past three old red trees", " near"]
@@ -37,41 +36,13 @@ class Counting(CausalModel):
 
 
 @pytest.fixture
-def network(tokenizer):
-    def make(width, name="some", layers=2, seed=0):
-        torch.manual_seed(seed)
-        config = LlamaConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=width,
-            intermediate_size=24,
-            num_hidden_layers=layers,
-            num_attention_heads=2,
-            num_key_value_heads=1,
-            initializer_range=0.3,
-            bos_token_id=1,
-            eos_token_id=2,
-            pad_token_id=0,
-        )
-        module = LlamaForCausalLM(config).eval()
-        return Counting(module, tokenizer, name=name, max_length=64, head=head_of(module))
-
-    return make
+def network(small_network):
+    return partial(small_network, of=Counting)
 
 
 @pytest.fixture
-def scene(network, tmp_path):
-    samples = [
-        Sample(id=str(i), turns=(Turn(text="see"), Turn(text=text, learn=True)))
-        for i, text in enumerate(TEXTS)
-    ]
-    folder = tmp_path / "flex_kd"
-    return Scene(
-        student=network(8, "small", seed=1),
-        teacher=network(16, "big", layers=3),
-        samples=samples,
-        seed=3,
-        folder=folder,
-    )
+def scene(network, make_scene):
+    return make_scene(network(8, "small", seed=1), network(16, "big", layers=3), TEXTS)
 
 
 def finished(scene, **settings):
@@ -324,19 +295,11 @@ def test_the_scores_are_drawn(scene):
 
 
 @pytest.mark.parametrize("select", ["attribution", "random", "pca"])
-def test_a_run_trains_with_it_and_goes_on(make_recipe, tokenizer, tmp_path, select):
+def test_a_run_trains_with_it_and_goes_on(make_recipe, narrow_student, tmp_path, select):
     from limbeck.recipe.run import run
 
-    config = {
-        "model_type": "llama",
-        "hidden_size": 8,
-        "intermediate_size": 16,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "vocab_size": len(tokenizer),
-    }
     terms = [{"objective": {"kind": "flex_kd", "select": select}}, {"objective": "cross_entropy"}]
-    recipe = make_recipe(student={"config": config}, terms=terms, evals=[])
+    recipe = make_recipe(student=narrow_student, terms=terms, evals=[])
     report = run(recipe, tmp_path / "run")
     assert report.train.steps == 8
     stored = list((tmp_path / "run").rglob("selection.safetensors"))

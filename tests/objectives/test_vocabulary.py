@@ -25,6 +25,7 @@ from limbeck.objectives.vocabulary import (
     HybridKL,
     LikelihoodMatching,
     MappedKL,
+    PrefixKL,
     SemanticTransport,
 )
 
@@ -73,6 +74,7 @@ OBJECTIVES = [
     MappedKL(temperature=1.5),
     MappedKL(reverse=True),
     MappedKL(max_distance=0),
+    PrefixKL(temperature=1.5),
     HybridKL(transport=0.5, temperature=1.5),
 ]
 every = pytest.mark.parametrize("objective", OBJECTIVES, ids=lambda o: repr(o)[:30])
@@ -428,3 +430,17 @@ def test_every_objective_is_public():
     names = {"SemanticTransport", "MappedKL", "HybridKL", "LikelihoodMatching"}
     assert names <= set(objectives.__all__)
     assert all(getattr(objectives, name) is getattr(vocabulary, name) for name in names)
+
+
+def test_prefix_kl_of_one_vocabulary_is_the_forward_kl_down_to_special_tokens():
+    one = FakeNetwork([None, b"a", b"a", None, b"ab"], "same", 3)
+    finished = PrefixKL().finish(scene(teacher=one, student=one))
+    assert finished.columns.tolist() == [0, 1, 2, 3, 4]  # spelling alone would lose and merge some
+    random = torch.Generator().manual_seed(0)
+    labels = torch.zeros(6, dtype=torch.int64)
+    student, teacher = (
+        Signals(labels=labels, logits=torch.randn(6, 5, generator=random)) for _ in range(2)
+    )
+    torch.testing.assert_close(
+        finished(student, teacher), losses.forward_kl(student.logits, teacher.logits)
+    )

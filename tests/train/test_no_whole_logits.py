@@ -46,30 +46,12 @@ class Largest(TorchDispatchMode):
         return out
 
 
-def byte_tokenizer(size):
-    """A byte-level tokenizer of the first words of the alphabet; more tokens, longer words."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import PreTrainedTokenizerFast
-
-    raw = Tokenizer(models.BPE())
-    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    raw.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=size,
-        special_tokens=["<pad>", "<eos>"],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    words = [f"{a}{b}{c}" for a in "bcdfghklm" for b in "aeiou" for c in "nprstvwxz"]
-    raw.train_from_iterator([" ".join(words)], trainer)
-    return PreTrainedTokenizerFast(tokenizer_object=raw, eos_token="<eos>", pad_token="<pad>")
-
-
 @pytest.fixture(scope="module")
-def models(tmp_path_factory):
+def models(tmp_path_factory, make_tokenizer):
     """Two models of different tokenizers whose heads have far more columns than tokens."""
     from transformers import AutoModelForCausalLM, LlamaConfig
 
+    words = [f"{a}{b}{c}" for a in "bcdfghklm" for b in "aeiou" for c in "nprstvwxz"]
     folders = {}
     for name, size, columns, width in (
         ("student", 300, 4000, 16),
@@ -85,12 +67,12 @@ def models(tmp_path_factory):
             num_attention_heads=2,
             max_position_embeddings=128,
             tie_word_embeddings=True,
-            bos_token_id=None,
-            eos_token_id=1,
+            bos_token_id=1,
+            eos_token_id=2,
             pad_token_id=0,
         )
         AutoModelForCausalLM.from_config(config).save_pretrained(folders[name])
-        byte_tokenizer(size).save_pretrained(folders[name])
+        make_tokenizer(size, " ".join(words)).save_pretrained(folders[name])
     return folders
 
 

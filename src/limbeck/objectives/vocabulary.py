@@ -44,6 +44,12 @@ class TwoVocabularies:
 
     def __call__(self, student: Signals, teacher: Signals) -> Tensor:
         """[n] losses."""
+        assert student.logits is not None
+        assert teacher.logits is not None
+        return self._compare(student.logits, teacher.logits)
+
+    def _compare(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """[n] losses of [n, v] and [n, w] logits; what `finish` gives knows how."""
         raise RuntimeError(f"{self.kind} must learn the vocabularies first: call finish(scene)")
 
     def _both(self, scene: Scene) -> tuple[Network, Network]:
@@ -101,13 +107,10 @@ class SemanticTransport(TwoVocabularies):
 class _PricedTransport(SemanticTransport):
     pricing: Pricing = field(repr=False)
 
-    def __call__(self, student: Signals, teacher: Signals) -> Tensor:
-        """[n] losses."""
-        assert student.logits is not None
-        assert teacher.logits is not None
+    def _compare(self, student: Tensor, teacher: Tensor) -> Tensor:
         return semantic_transport(
-            student.logits,
-            teacher.logits,
+            student,
+            teacher,
             self.pricing,
             k=self.k,
             epsilon=self.epsilon,
@@ -153,13 +156,10 @@ class MappedKL(TwoVocabularies):
 class _KnownMap(MappedKL):
     columns: Tensor = field(repr=False)
 
-    def __call__(self, student: Signals, teacher: Signals) -> Tensor:
-        """[n] losses."""
-        assert student.logits is not None
-        assert teacher.logits is not None
+    def _compare(self, student: Tensor, teacher: Tensor) -> Tensor:
         return mapped_kl(
-            student.logits,
-            teacher.logits,
+            student,
+            teacher,
             self.columns,
             reverse=self.reverse,
             temperature=self.temperature,
@@ -181,8 +181,12 @@ class PrefixKL(TwoVocabularies):
             RecipeError: it can begin none of them.
         """
         teacher, student = self._both(scene)
-        roles = _roles(_ends(teacher, student))
-        columns = openings(teacher.token_bytes(), student.token_bytes(), roles)
+        theirs, mine = teacher.token_bytes(), student.token_bytes()
+        if teacher.vocabulary == student.vocabulary:
+            columns = torch.arange(len(theirs))
+            columns[len(mine) :] = NO_PARTNER
+        else:
+            columns = openings(theirs, mine, _roles(_ends(teacher, student)))
         if not bool((columns != NO_PARTNER).any()):
             raise RecipeError("", "the student can begin none of the teacher's tokens")
         columns = columns.to(student.embeddings().device)
@@ -193,11 +197,8 @@ class PrefixKL(TwoVocabularies):
 class _KnownOpenings(PrefixKL):
     columns: Tensor = field(repr=False)
 
-    def __call__(self, student: Signals, teacher: Signals) -> Tensor:
-        """[n] losses."""
-        assert student.logits is not None
-        assert teacher.logits is not None
-        return prefix_kl(student.logits, teacher.logits, self.columns, temperature=self.temperature)
+    def _compare(self, student: Tensor, teacher: Tensor) -> Tensor:
+        return prefix_kl(student, teacher, self.columns, temperature=self.temperature)
 
 
 @register("objective", "hybrid_kl")
@@ -229,13 +230,10 @@ class HybridKL(TwoVocabularies):
 class _KnownPartition(HybridKL):
     partition: Partition = field(repr=False)
 
-    def __call__(self, student: Signals, teacher: Signals) -> Tensor:
-        """[n] losses."""
-        assert student.logits is not None
-        assert teacher.logits is not None
+    def _compare(self, student: Tensor, teacher: Tensor) -> Tensor:
         return hybrid_kl(
-            student.logits,
-            teacher.logits,
+            student,
+            teacher,
             self.partition,
             transport=self.transport,
             temperature=self.temperature,
