@@ -1,7 +1,7 @@
 """Light values that name a model: what a recipe says of a student or a teacher, before loading."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import ConfigDict, Field
@@ -142,6 +142,65 @@ class CachedTeacher:
     def offers(self) -> Needs:
         """What it can say, which follows from what it keeps."""
         return KEPT[self.keep]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenPrice:
+    """US dollars for a million tokens. What is not said is not known, which is not 0."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    input: Annotated[float | None, Field(ge=0, allow_inf_nan=False)] = None
+    output: Annotated[float | None, Field(ge=0, allow_inf_nan=False)] = None
+
+
+@register("teacher", "server")
+@dataclass(frozen=True, kw_only=True)
+class ServerTeacher:
+    """A model behind an OpenAI-compatible API: a provider, vLLM, or another server.
+
+    Attributes:
+        url: base of the API, such as `https://api.openai.com/v1`.
+        model: its name there.
+        key_variable: name of the environment variable that holds the API key; the key itself has
+            no place in a recipe. It may be unset for a server on this machine.
+        api: `chat` sends messages; `completions` sends plain text.
+        ledger: file in which every request and answer is recorded. Recipes that share it share
+            answers and budget: what is known is never asked for again.
+        price: what a million tokens cost.
+        budget_usd: the run stops before it could spend more than this; asks for a price.
+        in_flight: most requests at the same time; fewer while the server says that it is too much.
+        requests_per_minute, tokens_per_minute: the account's limits, where there are any.
+        timeout_seconds: for one answer.
+        attempts: how often a request is sent before it counts as failed.
+        extra: more parameters to send with each request, such as `{top_k: -1}`.
+        terms: under which terms the answers may be used, for the card of the data.
+        tokenizer: folder or hub id of the same tokenizer as the server's, which lets it read:
+            give the probabilities of text that it did not write.
+    """
+
+    offers: ClassVar[Needs] = frozenset({"text"})
+
+    url: Annotated[str, Field(pattern=r"^https?://[^\s@]+$")]
+    model: Annotated[str, Field(min_length=1)]
+    key_variable: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")] = "OPENAI_API_KEY"
+    api: Literal["chat", "completions"] = "chat"
+    ledger: Annotated[str, Field(min_length=1)] = "ledger.sqlite"
+    price: TokenPrice = TokenPrice()
+    budget_usd: Annotated[float | None, Field(gt=0, allow_inf_nan=False)] = None
+    in_flight: Positive = 16
+    requests_per_minute: Positive | None = None
+    tokens_per_minute: Positive | None = None
+    timeout_seconds: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 120.0
+    attempts: Positive = 6
+    extra: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    terms: str | None = None
+    tokenizer: str | None = None
+
+    def __post_init__(self) -> None:
+        known = self.price.input is not None and self.price.output is not None
+        if self.budget_usd is not None and not known:
+            raise RecipeError("budget_usd", "needs price.input and price.output to be kept")
 
 
 How = Literal["mixture", "geometric", "route"]

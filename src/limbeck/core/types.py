@@ -22,13 +22,14 @@ the module of this name, `attention:3` the attention scores of layer 3. What a m
 place: just `hidden`.
 """
 
-Unit = Literal["token", "order", "span", "sample"]
+Unit = Literal["token", "order", "span", "sample", "sequence"]
 """What stands beside what; see `align/spans.py`:
 
 - token: the rows at which both models have read the same text;
 - order: the i-th row of a sample with the i-th, whatever they have read;
 - span: the tokens of each model that cover the same bytes, as one row;
-- sample: nothing is paired; the objective sees all rows of both, and which sample each is of.
+- sample: nothing is paired; the objective sees all rows of both, and which sample each is of;
+- sequence: all learnt tokens of a sample, as one row; samples of one group are kept together.
 """
 
 NO_OFFSET = -1
@@ -55,6 +56,12 @@ class Sample:
         privileged: turns that only a teacher reads, before the others.
         weight: factor of each of its rows in the loss.
         channel: name that a term can select.
+        parts: stretches of the text with channels of their own: the byte where each begins, and its
+            name; in order. Before the first of them, the sample's channel counts.
+        group: name that answers to one prompt share, which are compared with each other; a step
+            never parts them.
+        score: what an objective of groups is told of this one: a probability, a rank, a reward.
+        answer: the right answer, where it is known; no model reads it.
     """
 
     id: str
@@ -62,6 +69,10 @@ class Sample:
     privileged: tuple[Turn, ...] = ()
     weight: float = 1.0
     channel: str = "main"
+    parts: tuple[tuple[int, str], ...] = ()
+    group: str | None = None
+    score: float | None = None
+    answer: str | None = None
 
     @property
     def prompt(self) -> tuple[Turn, ...]:
@@ -109,6 +120,8 @@ class View:
             where each has a line of its own.
         names: the samples' ids, in order.
         channels: the samples' channels, where they are known.
+        groups: [b] int64, the samples' groups numbered from 0, where they are known.
+        scores: [b] float32, the samples' scores, NaN where there is none.
     """
 
     ids: Tensor
@@ -118,6 +131,8 @@ class View:
     positions: Tensor | None = None
     names: tuple[str, ...] = ()
     channels: tuple[str, ...] = ()
+    groups: Tensor | None = None
+    scores: Tensor | None = None
 
     @property
     def labels(self) -> Tensor:
@@ -246,7 +261,9 @@ class Signals:
         attention: by site, [n, h, t] scores before the softmax, -inf where a row does not look;
             t are the positions of the view's lines.
         sample: [n] int64, which sample of the batch each row is of.
-        score: [b].
+        group: [n] int64, which group of samples each row is of.
+        length: [n] float32, how many tokens the row stands for; of the unit `sequence`.
+        score: [n] what its sample is said to be worth; NaN where nothing is said.
         valid: [n] bool, False where a teacher has nothing to say; None where it always has.
     """
 
@@ -259,6 +276,8 @@ class Signals:
     hidden: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
     attention: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
     sample: Tensor | None = None
+    group: Tensor | None = None
+    length: Tensor | None = None
     score: Tensor | None = None
     valid: Tensor | None = None
 
@@ -288,6 +307,9 @@ class Signals:
             hidden={site: value[index] for site, value in self.hidden.items()},
             attention={site: value[index] for site, value in self.attention.items()},
             sample=picked(self.sample),
+            group=picked(self.group),
+            length=picked(self.length),
+            score=picked(self.score),
             valid=picked(self.valid),
         )
 
@@ -297,7 +319,9 @@ class Signals:
             known = spans.after >= 0
             boundary = torch.where(known, boundary[spans.after.clamp(min=0)], 0.0)
         chosen = None if self.chosen is None else spans.sum(self.chosen)
-        return replace(self.select(spans.last()), chosen=chosen, boundary=boundary)
+        length = spans.sum(torch.ones(len(self.labels), device=self.labels.device))
+        last = self.select(spans.last())
+        return replace(last, chosen=chosen, boundary=boundary, length=length)
 
     def to(self, device: torch.device) -> "Signals":
         """The same signals on `device`; a projection stays where its head is."""
@@ -315,6 +339,8 @@ class Signals:
             hidden={site: value.to(device) for site, value in self.hidden.items()},
             attention={site: value.to(device) for site, value in self.attention.items()},
             sample=moved(self.sample),
+            group=moved(self.group),
+            length=moved(self.length),
             score=moved(self.score),
             valid=moved(self.valid),
         )
@@ -322,8 +348,21 @@ class Signals:
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
-    """How text is drawn from a model. Temperature 0 is greedy."""
+    """How text is drawn from a model.
+
+    Attributes:
+        max_tokens: longest answer.
+        temperature: divides the logits; 0 is greedy.
+        top_p: draw from the likeliest tokens that have this probability together.
+        seed: of the draws.
+        stop: an answer ends before the first of these strings.
+        scores: also ask for each token's log-probability, and those of so many likeliest tokens at
+            its place; None asks for none.
+    """
 
     max_tokens: int = 128
     temperature: float = 0.0
+    top_p: float = 1.0
     seed: int = 0
+    stop: tuple[str, ...] = ()
+    scores: int | None = None

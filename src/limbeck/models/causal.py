@@ -134,11 +134,14 @@ class CausalModel:
             return self.module(input_ids=view.ids, use_cache=False, **layout(view))
 
     def _seen(self, view: View, seen: Seen) -> Signals:
+        of = view.sample_of(view.rows)
         return Signals(
             labels=view.labels,
             hidden=seen.hidden(),
             attention=seen.attention(),
-            sample=view.sample_of(view.rows),
+            sample=of,
+            group=None if view.groups is None else view.groups[of],
+            score=None if view.scores is None else view.scores[of],
         )
 
     def _ends_word(self, needs: Needs) -> Tensor | None:

@@ -15,6 +15,7 @@ import limbeck.core.specs  # noqa: F401  # registers the models
 import limbeck.evals  # noqa: F401  # registers the evaluations
 import limbeck.objectives  # noqa: F401  # registers the objectives
 import limbeck.sources  # noqa: F401  # registers the sources
+import limbeck.synth  # noqa: F401  # registers the steps
 from limbeck.core.errors import RecipeError
 from limbeck.core.registry import did_you_mean, kinds
 from limbeck.recipe.document import Document
@@ -92,8 +93,12 @@ def to_mapping(recipe: Recipe) -> dict[str, Any]:
 
 def describe(value: Any) -> dict[str, Any]:
     """A value of a registered kind as a recipe writes it."""
-    parts = {part: describe(getattr(value, part)) for part in getattr(value, "parts", {})}
-    return {"kind": value.kind, **_fields(value), **parts}
+    parts: dict[str, Any] = {}
+    for part in getattr(value, "parts", {}):
+        inner = getattr(value, part)
+        listed = isinstance(inner, tuple)
+        parts[part] = [describe(one) for one in inner] if listed else describe(inner)
+    return {"kind": value.kind, **_fields(value, set(parts)), **parts}
 
 
 def describe_term(term: Term) -> dict[str, Any]:
@@ -137,7 +142,7 @@ def _term(value: Any, path: str, document: Document) -> Term:
 
 def _kind(slot: str, value: Any, path: str, document: Document) -> Any:
     """A value of a registered kind; a bare word is a kind without settings."""
-    if isinstance(value, str) and slot in ("eval", "objective"):
+    if isinstance(value, str) and slot in ("eval", "objective", "step"):
         value = {"kind": value}
     given = dict(_mapping(value, path, document))
     name = given.pop("kind", DEFAULT_KINDS.get(slot))
@@ -148,8 +153,14 @@ def _kind(slot: str, value: Any, path: str, document: Document) -> Any:
         hint = did_you_mean(str(name), list(known))
         raise document.error(f"{path}.kind", f"no {slot} {name!r}; {hint}")
     for part, inner in getattr(known[name], "parts", {}).items():
-        if part in given:
-            given[part] = _kind(inner, given[part], f"{path}.{part}", document)
+        place = f"{path}.{part}"
+        if inner.endswith("s") and part in given:  # a list of kinds
+            listed = _list(given[part], place, document)
+            slot_of = inner.removesuffix("s")
+            made = [_kind(slot_of, v, f"{place}.{i}", document) for i, v in enumerate(listed)]
+            given[part] = tuple(made)
+        elif part in given:
+            given[part] = _kind(inner, given[part], place, document)
     return _dataclass(known[name], given, path, document)
 
 

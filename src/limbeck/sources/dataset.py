@@ -1,5 +1,6 @@
 """Samples from files or the hub, shuffled anew each epoch, resumable at any row."""
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar
@@ -12,6 +13,9 @@ from limbeck.core.random import stream
 from limbeck.core.registry import register
 from limbeck.core.types import Sample, Turn
 from limbeck.sources.files import Rows, open_rows
+
+RATIONALE, ANSWER = "rationale", "answer"
+"""Channels of the two parts of a row that has a rationale."""
 
 HOLDOUT_SHARE = 0.1
 """At most this share of the rows is held out when `holdout` is a number."""
@@ -139,17 +143,20 @@ class _Samples(Sequence[Sample]):
 
 
 def to_sample(row: Mapping[str, Any], name: str) -> Sample:
-    """A row as a sample; `id`, `weight` and `channel` are taken where the row has them.
+    """A row as a sample.
+
+    `id`, `weight`, `channel`, `group`, `score` and `answer` are taken where the row has them.
+    A `rationale` is learnt before the completion, in the channel `rationale`; the completion is
+    then in the channel `answer`.
 
     Raises:
         ValueError: the row has none of the three forms, or a value of the wrong type.
     """
+    parts: tuple[tuple[int, str], ...] = ()
     if "messages" in row:
         turns = _turns(row["messages"], "messages", None)
     elif "prompt" in row:
-        turns = _turns(row["prompt"], "prompt", False)
-        if row.get("completion") is not None:
-            turns += _turns(row["completion"], "completion", True)
+        turns, parts = _with_rationale(row)
     elif "text" in row:
         turns = _turns(row["text"], "text", True)
     else:
@@ -160,12 +167,38 @@ def to_sample(row: Mapping[str, Any], name: str) -> Sample:
     weight = 1.0 if row.get("weight") is None else row["weight"]
     if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 <= weight < 1e9:
         raise ValueError(f"`weight` is {weight!r}, not a number >= 0")
+    score = row.get("score")
+    number = isinstance(score, int | float) and not isinstance(score, bool)
+    if score is not None and not (number and math.isfinite(score)):
+        raise ValueError(f"`score` is {score!r}, not a number")
     return Sample(
         id=name if row.get("id") is None else str(row["id"]),
         turns=turns,
         weight=float(weight),
         channel="main" if row.get("channel") is None else str(row["channel"]),
+        parts=parts,
+        group=None if row.get("group") is None else str(row["group"]),
+        score=None if score is None else float(score),
+        answer=None if row.get("answer") is None else str(row["answer"]),
     )
+
+
+def _with_rationale(row: Mapping[str, Any]) -> tuple[tuple[Turn, ...], tuple[tuple[int, str], ...]]:
+    """Turns of a row with a prompt, and where its rationale and its answer begin."""
+    asked = _turns(row["prompt"], "prompt", False)
+    completion, rationale = row.get("completion"), row.get("rationale")
+    if completion is None:
+        return asked, ()
+    if rationale is not None and not (isinstance(rationale, str) and isinstance(completion, str)):
+        raise ValueError("`rationale` goes with a `completion`, and both are text")
+    parts: tuple[tuple[int, str], ...] = ()
+    if rationale is not None:
+        start = sum(len(turn.text.encode(errors="replace")) for turn in asked)
+        parts = ((start, RATIONALE), (start + len(rationale.encode(errors="replace")), ANSWER))
+        completion = rationale + completion
+    if isinstance(completion, str) and any(turn.role for turn in asked):
+        completion = [{"role": "assistant", "content": completion}]
+    return asked + _turns(completion, "completion", True), parts
 
 
 def _turns(value: Any, name: str, learn: bool | None) -> tuple[Turn, ...]:

@@ -1,0 +1,1 @@
+"""What teachers were asked, what they answered, and what it cost."""

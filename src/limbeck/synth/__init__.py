@@ -1,0 +1,1 @@
+"""Data from teachers: steps that turn rows into other rows."""
