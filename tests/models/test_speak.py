@@ -2,6 +2,7 @@
 
 from limbeck.core.types import Sample, Sampling, Turn
 from limbeck.models.load import load_teacher
+from limbeck.models.writing import text_behind
 
 
 def test_the_space_before_the_first_word_is_kept(shared):
@@ -25,8 +26,8 @@ def test_a_character_that_the_prompt_cuts_is_no_reason_to_fail(tiny_teacher):
 
     model = load_teacher(LocalTeacher(name=str(tiny_teacher)), torch.device("cpu"), 64)
     snow = model.tokenizer.encode("\N{SNOWMAN}")
-    assert model._text_behind(snow[:1], snow[1:]) != ""
-    assert model._text_behind(snow, snow) == "\N{SNOWMAN}"
+    assert text_behind(model.tokenizer, snow[:1], snow[1:]) != ""
+    assert text_behind(model.tokenizer, snow, snow) == "\N{SNOWMAN}"
 
 
 def test_a_teacher_may_read_more_tokens_than_the_student(tiny_teacher):

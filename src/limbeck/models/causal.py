@@ -12,7 +12,7 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedTokenizerBase
 
-from limbeck.core.random import seeded
+from limbeck.core.random import stream_seed
 from limbeck.core.types import NO_OFFSET, Encoding, Needs, Sample, Sampling, Signals, View
 from limbeck.losses.chosen import outcomes, outcomes_of
 from limbeck.losses.projection import Projection
@@ -29,6 +29,7 @@ from limbeck.models.taps import (
     tapping,
 )
 from limbeck.models.tokens import token_bytes, word_beginnings
+from limbeck.models.writing import Draft, Written, end_tokens, write
 
 OUTCOMES: Needs = frozenset({"chosen", "boundary"})
 
@@ -217,62 +218,41 @@ class CausalModel:
         assert chosen is not None
         return chosen
 
-    @torch.no_grad()
     def speak(self, prompts: Sequence[Sample], sampling: Sampling) -> list[str]:
-        """Continue each prompt until its end-of-sequence token or `max_tokens`.
+        """Continue each prompt until its end or `max_tokens`; see `models.writing.write`."""
+        ids = [self.prompt_ids(prompt) for prompt in prompts]
+        seeds = [stream_seed(sampling.seed, f"speak/{','.join(map(str, line))}") for line in ids]
+        return [written.text for written in self.write(ids, seeds, sampling)]
 
-        Prompts are sorted by length and run in batches, padded on the left.
-        """
-        ids = [self.encoder.prompt_ids(prompt) for prompt in prompts]
-        order = sorted(range(len(ids)), key=lambda index: len(ids[index]))
-        answers = [""] * len(ids)
+    def prompt_ids(self, prompt: Sample, prefix: str = "") -> list[int]:
+        """Token ids of a prompt and the beginning of an answer, ready to be continued."""
+        return self.encoder.prompt_ids(prompt, prefix)
+
+    @torch.no_grad()
+    def write(
+        self, prompts: Sequence[Sequence[int]], seeds: Sequence[int], sampling: Sampling
+    ) -> list[Written]:
+        """Continue token ids, each with draws of its own seed; in evaluation mode."""
+        drafts = [Draft(ids=i, seed=s) for i, s in zip(prompts, seeds, strict=True)]
         training = self.module.training
         self.module.eval()
         try:
-            for first in range(0, len(order), SPEAK_BATCH):
-                chosen = order[first : first + SPEAK_BATCH]
-                for index, text in zip(
-                    chosen, self._continue([ids[i] for i in chosen], sampling, first), strict=True
-                ):
-                    answers[index] = text
+            with self._computing():
+                return write(
+                    self.transformer, self.tokenizer, drafts, sampling, pad=self.encoder.pad
+                )
         finally:
             self.module.train(training)
-        return answers
 
-    def _continue(self, prompts: list[list[int]], sampling: Sampling, batch: int) -> list[str]:
-        width = max(len(prompt) for prompt in prompts)
-        ids = torch.full((len(prompts), width), self.encoder.pad)
-        attend = torch.zeros_like(ids)
-        for row, prompt in enumerate(prompts):
-            ids[row, width - len(prompt) :] = torch.tensor(prompt)
-            attend[row, width - len(prompt) :] = 1
-        settings: dict[str, Any] = {"do_sample": False}
-        if sampling.temperature > 0:  # all set: a model's own defaults must not leak in
-            settings = {"do_sample": True, "temperature": sampling.temperature}
-            settings |= {"top_k": 0, "top_p": 1.0}
-        with seeded(sampling.seed, "speak", batch), self._computing():
-            output: Tensor = self.transformer.generate(
-                input_ids=ids.to(self.device),
-                attention_mask=attend.to(self.device),
-                max_new_tokens=sampling.max_tokens,
-                pad_token_id=self.encoder.pad,
-                eos_token_id=self.encoder.eos,
-                **settings,
-            )
-        pairs = zip(prompts, output[:, width:].tolist(), strict=True)
-        return [self._text_behind(prompt, written) for prompt, written in pairs]
+    def token_text(self, token: int) -> str:
+        """What a token adds to a text; its name where it is a special one."""
+        raw = self.encoder.table[token] if token < len(self.encoder.table) else None
+        return str(self.tokenizer.decode([token])) if raw is None else raw.decode(errors="replace")
 
-    def _text_behind(self, prompt: list[int], written: list[int]) -> str:
-        """What was written, as it continues the prompt: some tokenizers drop a first space."""
-        before = self.tokenizer.decode(prompt, skip_special_tokens=True)
-        whole = self.tokenizer.decode(prompt + written, skip_special_tokens=True)
-        assert isinstance(before, str)
-        assert isinstance(whole, str)
-        if whole.startswith(before):
-            return whole[len(before) :]
-        alone = self.tokenizer.decode(written, skip_special_tokens=True)  # it cuts a character
-        assert isinstance(alone, str)
-        return alone
+    @property
+    def end_tokens(self) -> list[int]:
+        """The tokens that end what it writes."""
+        return end_tokens(self.transformer, self.tokenizer)
 
     def _computing(self) -> Any:
         if self.autocast is None:
@@ -287,7 +267,3 @@ def layout(view: View) -> dict[str, Tensor]:
     no token looks at it, and attention without a mask has faster kernels.
     """
     return {} if view.positions is None else {"position_ids": view.positions}
-
-
-SPEAK_BATCH = 64
-"""Prompts that are continued together."""

@@ -63,7 +63,8 @@ class Encoder:
         return untrimmed(self.tokenizer)
 
     @cached_property
-    def _table(self) -> list[bytes | None]:
+    def table(self) -> list[bytes | None]:
+        """The bytes that each token stands for; None for special ones."""
         return token_bytes(self.tokenizer, len(self.tokenizer))
 
     @cached_property
@@ -97,7 +98,7 @@ class Encoder:
         )
         ids: list[int] = encoded["input_ids"]
         characters = np.array(encoded["offset_mapping"], dtype=np.int64).reshape(-1, 2)
-        spans = cover(text, characters, ids, self._table)
+        spans = cover(text, characters, ids, self.table)
         learn = _inside(spans, [place.learn for place in places]).tolist()
         before = sum(len(turn.text.encode()) for turn in sample.privileged)
         spans = _in_sample(spans, places, clip=chat) - before
@@ -132,13 +133,13 @@ class Encoder:
             name=name,
         )
 
-    def prompt_ids(self, prompt: Sample) -> list[int]:
-        """Token ids of a prompt, ready to be continued."""
+    def prompt_ids(self, prompt: Sample, prefix: str = "") -> list[int]:
+        """Token ids of a prompt and the beginning of an answer, ready to be continued."""
         turns = (*prompt.privileged, *prompt.prompt)
         if any(turn.role for turn in turns):
-            text: str = self._template(turns, add_generation_prompt=True)
+            text = self._template(turns, add_generation_prompt=True) + prefix
             return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
-        ids = list(self.tokenizer("".join(turn.text for turn in turns))["input_ids"])
+        ids = list(self.tokenizer("".join(turn.text for turn in turns) + prefix)["input_ids"])
         return ids[:-1] if ids and ids[-1] == self.eos else ids
 
     def collate(self, encodings: Sequence[Encoding], *, packed: bool = False) -> View:

@@ -1,0 +1,125 @@
+"""How tokens are drawn: by each line's own numbers, from the distribution that was asked for."""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from limbeck.core.specs import LocalTeacher
+from limbeck.core.types import Sample, Sampling, Turn
+from limbeck.models.load import load_teacher
+from limbeck.models.taps import inside
+from limbeck.models.writing import pick
+
+
+@pytest.fixture(scope="module")
+def model(tiny_teacher):
+    return load_teacher(LocalTeacher(name=str(tiny_teacher)), torch.device("cpu"), 64)
+
+
+def prompts(model, *texts):
+    return [model.prompt_ids(Sample(id=text, turns=(Turn(text=text),))) for text in texts]
+
+
+def test_a_number_picks_the_token_in_whose_stretch_it_falls():
+    logits = torch.tensor([[0.2, 0.5, 0.3]]).log()
+    drawn = [
+        int(pick(logits, torch.tensor([[u]]), 1.0)) for u in (0.0, 0.19, 0.21, 0.69, 0.71, 0.999)
+    ]
+    assert drawn == [0, 0, 1, 1, 2, 2]
+
+
+def test_draws_have_the_distribution_of_the_logits():
+    logits = torch.tensor([0.05, 0.6, 0.25, 0.1]).log().expand(20_000, 4)
+    uniform = (torch.arange(20_000)[:, None] + 0.5) / 20_000
+    share = torch.bincount(pick(logits, uniform, 1.0).flatten(), minlength=4) / 20_000
+    assert torch.allclose(share, logits[0].exp(), atol=1e-4)
+
+
+def test_top_p_leaves_the_likeliest_tokens_in_their_proportion():
+    logits = torch.tensor([0.05, 0.6, 0.25, 0.1]).log().expand(20_000, 4)
+    uniform = (torch.arange(20_000)[:, None] + 0.5) / 20_000
+    share = torch.bincount(pick(logits, uniform, 0.8).flatten(), minlength=4) / 20_000
+    assert torch.allclose(share, torch.tensor([0.0, 0.6 / 0.85, 0.25 / 0.85, 0.0]), atol=1e-4)
+    assert set(pick(logits, uniform, 0.01).flatten().tolist()) == {1}
+
+
+@given(st.lists(st.floats(-80, 80), min_size=1, max_size=12), st.floats(0, 1, exclude_max=True))
+def test_what_is_impossible_is_never_drawn(values, number):
+    logits = torch.tensor([[*values, -math.inf, -math.inf]])
+    assert int(pick(logits, torch.tensor([[number]]), 1.0)) < len(values)
+    assert int(pick(logits, torch.tensor([[0.99999994]]), 0.9)) < len(values)
+
+
+def test_a_line_draws_the_same_in_any_company(model):
+    asked = prompts(model, "a", "the cat", "b c d")
+    sampling = Sampling(max_tokens=12, temperature=1.0)
+    together = model.write(asked, [7, 8, 9], sampling)
+    alone = [
+        model.write([ids], [seed], sampling)[0] for ids, seed in zip(asked, (7, 8, 9), strict=True)
+    ]
+    assert [one.ids for one in together] == [one.ids for one in alone]
+    other = model.write(asked, [17, 18, 19], sampling)
+    assert [one.ids for one in together] != [one.ids for one in other]
+
+
+def test_scores_are_the_models_own_whatever_the_temperature(model):
+    (ids,) = prompts(model, "the cat")
+    (said,) = model.write([ids], [3], Sampling(max_tokens=6, temperature=2.0, top_p=0.9, scores=3))
+    with torch.no_grad():
+        logits = model.transformer(torch.tensor([[*ids, *said.ids]])).logits[0].log_softmax(-1)
+    for place, (token, logp, top) in enumerate(zip(said.ids, said.logp, said.top, strict=True)):
+        row = logits[len(ids) + place - 1]
+        assert logp == pytest.approx(row[token].item(), abs=1e-4)
+        assert [t for t, _ in top] == row.topk(3).indices.tolist()
+        assert [v for _, v in top] == pytest.approx(row.topk(3).values.tolist(), abs=1e-4)
+    assert model.write([ids], [3], Sampling(max_tokens=6))[0].logp is None
+
+
+def test_a_stop_string_ends_the_text_before_it(model):
+    (ids,) = prompts(model, "the cat")
+    (whole,) = model.write([ids], [5], Sampling(max_tokens=24, temperature=1.0))
+    stop = whole.text[5:7]
+    (cut,) = model.write([ids], [5], Sampling(max_tokens=24, temperature=1.0, stop=(stop,)))
+    assert cut.text == whole.text[: whole.text.index(stop)]
+    assert cut.ended
+    assert len(cut.ids) <= len(whole.ids)
+
+
+def test_an_end_of_the_model_ends_the_text_too(model):
+    """Chat models end a turn with a token that is not the tokenizer's own end."""
+    (ids,) = prompts(model, "the cat")
+    (whole,) = model.write([ids], [5], Sampling(max_tokens=8))
+    assert not whole.ended
+    assert len(whole.ids) == 8
+    config = inside(model.transformer).generation_config
+    before = config.eos_token_id
+    config.eos_token_id = [int(whole.ids[3])]
+    try:
+        (cut,) = model.write([ids], [5], Sampling(max_tokens=8))
+        assert cut.ended
+        assert len(cut.ids) <= 4
+    finally:
+        config.eos_token_id = before
+
+
+def test_habits_of_a_model_do_not_leak_in(model):
+    (ids,) = prompts(model, "the cat")
+    plain = model.write([ids], [5], Sampling(max_tokens=8))
+    config = inside(model.transformer).generation_config
+    config.repetition_penalty, config.no_repeat_ngram_size = 5.0, 1
+    try:
+        assert model.write([ids], [5], Sampling(max_tokens=8)) == plain
+        assert inside(model.transformer).generation_config is config
+    finally:
+        config.repetition_penalty, config.no_repeat_ngram_size = 1.0, 0
+
+
+def test_a_prefix_is_continued(model):
+    sample = Sample(id="1", turns=(Turn(text="the cat"),))
+    assert model.prompt_ids(sample, " sat") == model.prompt_ids(
+        replace(sample, turns=(Turn(text="the cat sat"),))
+    )
