@@ -18,9 +18,21 @@ from torch import Tensor
 from limbeck.core.types import NO_OFFSET, Pairing, Spans, Unit, View
 
 
-def alone(view: View, weights: Sequence[float]) -> Pairing:
-    """Every row of the student with no teacher beside it; `weights` holds one factor a sample."""
-    return Pairing(student=None, teacher=None, weight=_row_weights(view, weights))
+def alone(view: View, weights: Sequence[float], *, unit: Unit = "token") -> Pairing:
+    """Every row of the student with no teacher beside it; `weights` holds one factor a sample.
+
+    For the unit `sequence` a row is all that is learnt of a sample. Samples of a group weigh alike,
+    each as much as they do on average, so that a mean over a group can be taken.
+    """
+    if unit != "sequence":
+        return Pairing(student=None, teacher=None, weight=_row_weights(view, weights))
+    samples = view.sample_of(view.rows).unique()
+    return Pairing(
+        student=_sequences(view, samples),
+        teacher=None,
+        weight=_sequence_weights(view, samples, weights),
+        unit=unit,
+    )
 
 
 def pair(
@@ -49,6 +61,14 @@ def pair(
     """
     if (mine := student.sample_count) != (theirs := teacher.sample_count):
         raise ValueError(f"{mine} student and {theirs} teacher samples")
+    if unit == "sequence":
+        samples = _common(*(v.sample_of(v.rows).unique() for v in (student, teacher)))
+        return Pairing(
+            student=_sequences(student, samples),
+            teacher=_sequences(teacher, samples),
+            weight=_sequence_weights(student, samples, weights),
+            unit=unit,
+        )
     weight = _row_weights(student, weights)
     if unit == "sample":
         heard = torch.isin(student.sample_of(student.rows), teacher.sample_of(teacher.rows))
@@ -69,6 +89,25 @@ def pair(
         found, beside = _matches(_reading(left)[mine], _reading(right)[theirs])
         rows, other = mine[found], theirs[beside]
     return Pairing(student=rows, teacher=other, weight=weight[rows], unit=unit)
+
+
+def _sequences(view: View, samples: Tensor) -> Spans:
+    """The rows of each of these samples as a group."""
+    sample = view.sample_of(view.rows)
+    rows = _where(torch.isin(sample, samples))
+    span = torch.searchsorted(samples, sample[rows])
+    return Spans(rows=rows, span=span, after=torch.full_like(samples, -1))
+
+
+def _sequence_weights(view: View, samples: Tensor, weights: Sequence[float]) -> Tensor:
+    """[g] the mean weight of those of each sample's group that count; 0 for one that does not."""
+    own = torch.tensor(weights, dtype=torch.float32)[samples]
+    if view.groups is None:
+        return own
+    group, counts = view.groups[samples], (own > 0).float()
+    size = int(view.groups.max()) + 1 if len(view.groups) else 0
+    total, many = (own.new_zeros(size).index_add(0, group, values) for values in (own, counts))
+    return counts * (total / many.clamp(min=1))[group]
 
 
 def _row_weights(view: View, weights: Sequence[float]) -> Tensor:

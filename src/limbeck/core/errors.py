@@ -47,6 +47,47 @@ class CacheError(LimbeckError, OSError):
     """A teacher's cache is absent, of another teacher, damaged, or could not be written."""
 
 
+class LedgerError(LimbeckError, OSError):
+    """A ledger of requests is damaged, of another program, in use for too long, or the disk is full."""
+
+
+class BudgetError(LimbeckError, RuntimeError):
+    """What is about to be asked could cost more than is left of the budget; it was not asked.
+
+    Args:
+        account: whose budget it is.
+        spent_usd: what its requests have cost.
+        reserved_usd: the worst case of requests that are under way or whose cost is not known.
+        asked_usd: the worst case of the request that was refused; None where no price is known.
+        cap_usd: the budget.
+    """
+
+    def __init__(
+        self,
+        account: str,
+        spent_usd: float,
+        reserved_usd: float,
+        asked_usd: float | None,
+        cap_usd: float,
+    ) -> None:
+        super().__init__(account, spent_usd, reserved_usd, asked_usd, cap_usd)
+        self.account, self.cap_usd = account, cap_usd
+        self.spent_usd, self.reserved_usd, self.asked_usd = spent_usd, reserved_usd, asked_usd
+
+    def __str__(self) -> str:
+        if self.asked_usd is None:
+            return (
+                f"{self.account}: the worst case of a request has no known price, so the budget of"
+                f" ${self.cap_usd:.6g} cannot be kept; give price.input and price.output"
+            )
+        return (
+            f"{self.account}: the budget of ${self.cap_usd:.6g} is used up: spent"
+            f" ${self.spent_usd:.6g}, reserved ${self.reserved_usd:.6g}, and the next request could"
+            f" cost ${self.asked_usd:.6g}; raise budget_usd or lower max_tokens and start again"
+            " (what was answered is kept)"
+        )
+
+
 class DivergedError(LimbeckError, ArithmeticError):
     """Loss or gradient stayed non-finite; training stopped at the last good state."""
 

@@ -60,6 +60,7 @@ class Sample:
             name; in order. Before the first of them, the sample's channel counts.
         group: name that answers to one prompt share, which are compared with each other; a step
             never parts them.
+        siblings: how many samples of its group follow it in a stream.
         score: what an objective of groups is told of this one: a probability, a rank, a reward.
         answer: the right answer, where it is known; no model reads it.
     """
@@ -71,6 +72,7 @@ class Sample:
     channel: str = "main"
     parts: tuple[tuple[int, str], ...] = ()
     group: str | None = None
+    siblings: int = 0
     score: float | None = None
     answer: str | None = None
 

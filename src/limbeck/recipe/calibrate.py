@@ -63,7 +63,7 @@ class StepTime:
 def step_time(recipe: Recipe, facts: Facts) -> StepTime:
     """Time steps of shallow models on the recipe's device and data; takes seconds to minutes."""
     other = CachedTeacher | EnsembleTeacher
-    live = {n: s for n, s in recipe.teachers.items() if not isinstance(s, other)}
+    live = {n: s for n, s in recipe.readers.items() if not isinstance(s, other)}
     with torch.random.fork_rng(), seeded(recipe.seed, "init"):
         base = _timed(recipe, facts, live, 1, dict.fromkeys(live, 1))
         deeper = _timed(recipe, facts, live, 2, dict.fromkeys(live, 1))
@@ -95,7 +95,7 @@ def _timed(
         name: _shallow(facts.teachers[name], teacher_layers[name], recipe, mesh.device)
         for name in live
     }
-    for name, spec in recipe.teachers.items():
+    for name, spec in recipe.readers.items():
         if isinstance(spec, EnsembleTeacher) and readers.keys() >= spec.of.keys():
             readers[name] = Ensemble(spec, readers)
     source = recipe.source.open(recipe.seed)

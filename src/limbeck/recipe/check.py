@@ -44,7 +44,7 @@ def check(recipe: Recipe, document: Document | None = None) -> Facts:
     """
     document = document or Document({}, {})
     teachers: dict[str, ModelFacts] = {}
-    single = {n: s for n, s in recipe.teachers.items() if not isinstance(s, EnsembleTeacher)}
+    single = {n: s for n, s in recipe.readers.items() if not isinstance(s, EnsembleTeacher)}
     models = {name: model_of(spec) for name, spec in single.items()}
     gone: set[str] = set()
     try:
@@ -60,7 +60,7 @@ def check(recipe: Recipe, document: Document | None = None) -> Facts:
                 models[name] = replace(spec.of, name=str(model_folder(spec.path)), tokenizer=None)
                 gone.add(name)
             _check_k(spec, teachers[name], name, document)
-        for name, spec in recipe.teachers.items():
+        for name, spec in recipe.readers.items():
             if isinstance(spec, EnsembleTeacher):
                 teachers[name] = _together(spec, name, teachers, document)
         _check_origin(recipe, gone, document)
@@ -125,7 +125,7 @@ def _check_ranked(
 def _check_origin(recipe: Recipe, gone: set[str], document: Document) -> None:
     """A student cannot be cut from a teacher of which only a cache is left."""
     origin = recipe.student.from_
-    if origin is not None and gone & {origin, *(recipe.teachers if origin == "teacher" else ())}:
+    if origin is not None and gone & {origin, *(recipe.readers if origin == "teacher" else ())}:
         name = next(iter(gone)) if origin == "teacher" else origin
         raise document.error(
             "student.from",

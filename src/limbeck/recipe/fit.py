@@ -43,7 +43,7 @@ def fit(recipe: Recipe, document: Document | None = None) -> Recipe:
             f"terms.{twice}", f"a second {counts[twice]!r}; give this term a `name` of its own"
         )
     for index, evaluation in enumerate(recipe.evals):
-        if evaluation.needs_teacher and not recipe.teachers:
+        if evaluation.needs_teacher and not recipe.readers:
             raise document.error(f"evals.{index}", f"{evaluation.kind} needs a teacher")
     try:
         limbeck.evals.check_names(recipe.evals)
@@ -118,8 +118,8 @@ def _fit_term(term: Term, path: str, recipe: Recipe, document: Document) -> Term
             raise document.error(f"{path}.teacher", f"{kind} listens to no teacher; leave it out")
         return term
     name = term.teacher
-    if name is None and len(names) == 1:
-        name = names[0]
+    if name is None and len(readers := list(recipe.readers)) == 1:
+        name = readers[0]
     if name is None:
         found = f"one of: {', '.join(names)}" if names else "the recipe has no `teachers`"
         raise document.error(f"{path}.teacher", f"{kind} needs a teacher; {found}")

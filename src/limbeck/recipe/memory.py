@@ -114,7 +114,7 @@ def memory_of(recipe: Recipe, facts: Facts, processes: int) -> Memory:
         trainable = _adapter_parameters(student, facts)
         weights = whole * (QUANTIZED_BYTES[student.quantize] if student.quantize else 4)
     weights += trainable * STATE_BYTES
-    for name, teacher in recipe.teachers.items():
+    for name, teacher in recipe.readers.items():
         # A cache is loaded for evaluations, not to train; an ensemble has no weights of its own.
         if isinstance(teacher, CachedTeacher | EnsembleTeacher):
             continue

@@ -124,8 +124,9 @@ def training_sha256(recipe: Recipe) -> str:
     """
     values = to_mapping(recipe)
     train = {key: value for key, value in values["train"].items() if key not in LAYOUT}
-    kept = {key: values[key] for key in ("student", "teachers", "source", "terms", "seed")}
-    return _hash({**kept, "train": train})
+    kept = {key: values[key] for key in ("student", "source", "terms", "seed")}
+    readers = {name: values["teachers"][name] for name in recipe.readers}
+    return _hash({**kept, "teachers": readers, "train": train})
 
 
 def _hash(value: Any) -> str:

@@ -149,12 +149,12 @@ class _Run:
         self.holdout: list[Sample] = self.source.holdout
         for evaluation in recipe.evals:
             evaluation.check()
-        ensembles = {n: s for n, s in recipe.teachers.items() if isinstance(s, EnsembleTeacher)}
+        ensembles = {n: s for n, s in recipe.readers.items() if isinstance(s, EnsembleTeacher)}
         self.teachers: dict[str, Reader] = {
             name: open_cache(recipe, facts, name, self.source, mesh.device, document)
             if isinstance(spec, CachedTeacher)
             else self.load_teacher(name)
-            for name, spec in recipe.teachers.items()
+            for name, spec in recipe.readers.items()
             if name not in ensembles
         }
         self.first_teacher = next(iter(self.teachers), None)

@@ -87,3 +87,8 @@ class Recipe:
     compare: Literal["labels"] | None = None
     price: Price = Price()
     seed: Annotated[int, Field(ge=0)] = 0
+
+    @property
+    def readers(self) -> Mapping[str, Any]:
+        """The teachers that read; a run has no use for one that only writes data."""
+        return {name: spec for name, spec in self.teachers.items() if spec.offers - {"text"}}

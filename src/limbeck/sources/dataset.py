@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, ClassVar
 
 import torch
@@ -47,27 +47,68 @@ class Dataset:
         Raises:
             DataError: a row is malformed (the message names file and line), or there is none.
         """
-        samples = _Samples(open_rows(self.path, self.split), self.columns)
-        if isinstance(self.holdout, str):
-            held = list(_Samples(open_rows(self.holdout, self.split), self.columns))
-            rows = torch.arange(len(samples))
-        else:
-            count = min(self.holdout, int(len(samples) * HOLDOUT_SHARE))
-            order = torch.randperm(len(samples), generator=stream(seed, "holdout"))
-            held = [samples[int(index)] for index in order[:count].sort().values]
-            rows = order[count:].sort().values
-        return DatasetStream(samples, rows, held, seed)
+        return open_samples(
+            Samples(open_rows(self.path, self.split), self.columns),
+            self.holdout
+            if isinstance(self.holdout, int)
+            else Samples(open_rows(self.holdout, self.split), self.columns),
+            seed,
+        )
+
+
+def open_samples(
+    samples: "Samples", holdout: "int | Sequence[Sample]", seed: int
+) -> "DatasetStream":
+    """A stream of these samples without those that are held out.
+
+    Args:
+        samples: all of them.
+        holdout: how many to hold out (at most a tenth; groups are not parted), or other samples.
+        seed: of the choice and of the order.
+    """
+    if not isinstance(holdout, int):
+        return DatasetStream(
+            samples, torch.arange(len(samples)), list(holdout), seed, samples.bundles
+        )
+    count = min(holdout, int(len(samples) * HOLDOUT_SHARE))
+    order = torch.randperm(len(samples), generator=stream(seed, "holdout"))
+    held, rows = order[:count], order[count:]
+    if samples.bundles is not None:  # whoever has a held-out sibling is held out too
+        out = torch.isin(samples.bundles, samples.bundles[held])
+        held, rows = (flags.nonzero().flatten() for flags in (out, ~out))
+        if not len(rows):
+            raise DataError(
+                f"all {len(samples)} rows are held out, because rows of one group stay together;"
+                " set `holdout: 0`, or name a file of held-out rows"
+            )
+    chosen = [samples[int(index)] for index in held.sort().values]
+    return DatasetStream(samples, rows.sort().values, chosen, seed, samples.bundles)
 
 
 class DatasetStream:
-    """Endless samples; epoch e visits the rows in the order drawn from (seed, e)."""
+    """Endless samples; epoch e visits the rows in the order drawn from (seed, e).
+
+    Args:
+        samples: all that there are.
+        rows: the indices of those to visit.
+        holdout: the others, or some from elsewhere.
+        seed: of the order.
+        bundles: [samples] a number that the rows of a group share, which are visited one after the
+            other; None where there are no groups.
+    """
 
     ahead = True
 
     def __init__(
-        self, samples: Sequence[Sample], rows: torch.Tensor, holdout: list[Sample], seed: int
+        self,
+        samples: Sequence[Sample],
+        rows: torch.Tensor,
+        holdout: list[Sample],
+        seed: int,
+        bundles: torch.Tensor | None = None,
     ) -> None:
         self.samples, self.rows, self.holdout, self.seed = samples, rows, holdout, seed
+        self.bundles = bundles
         self.epoch, self.index = 0, 0
         self._order = self._shuffled()
 
@@ -87,8 +128,18 @@ class DatasetStream:
             self.epoch, self.index = self.epoch + 1, 0
             self._order = self._shuffled()
         sample = self.samples[int(self._order[self.index])]
+        if self.bundles is not None and sample.group is not None:
+            sample = replace(sample, siblings=self._siblings(self.index))
         self.index += 1
         return sample
+
+    def _siblings(self, index: int) -> int:
+        """How many rows of the same group follow."""
+        assert self.bundles is not None
+        own, last = self.bundles[self._order[index]], index
+        while last + 1 < len(self._order) and self.bundles[self._order[last + 1]] == own:
+            last += 1
+        return last - index
 
     def state_dict(self) -> dict[str, Any]:
         """Epoch and row within it."""
@@ -101,7 +152,11 @@ class DatasetStream:
 
     def _shuffled(self) -> torch.Tensor:
         generator = stream(self.seed, "data", self.epoch)
-        return self.rows[torch.randperm(len(self.rows), generator=generator)]
+        if self.bundles is None:
+            return self.rows[torch.randperm(len(self.rows), generator=generator)]
+        _, bundle = self.bundles[self.rows].unique(return_inverse=True)
+        place = torch.randperm(int(bundle.max()) + 1, generator=generator)
+        return self.rows[place[bundle].argsort(stable=True)]
 
 
 class _Picked(Sequence[Sample]):
@@ -119,13 +174,21 @@ class _Picked(Sequence[Sample]):
         return self.samples[int(self.rows[index])]
 
 
-class _Samples(Sequence[Sample]):
-    """Rows seen as samples; all of them are checked once, up front."""
+class Samples(Sequence[Sample]):
+    """Rows seen as samples; all of them are checked once, up front.
+
+    Attributes:
+        bundles: [rows] a number that the rows of a group share; None where there are no groups.
+    """
 
     def __init__(self, rows: Rows, columns: Mapping[str, str]) -> None:
         self.rows, self.columns = rows, columns
-        for _ in self:
-            pass
+        names = [sample.group for sample in self]
+        self.bundles: torch.Tensor | None = None
+        if any(name is not None for name in names):
+            numbers: dict[Any, int] = {}
+            keys = (index if name is None else name for index, name in enumerate(names))
+            self.bundles = torch.tensor([numbers.setdefault(key, len(numbers)) for key in keys])
 
     def __len__(self) -> int:
         return len(self.rows)

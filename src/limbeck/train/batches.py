@@ -30,6 +30,10 @@ class Item:
     encoding: Encoding
 
 
+Bundle = list[Item]
+"""A sample, or all samples of a group: what a step never parts."""
+
+
 class Batches:
     """Steps of about `batch_tokens` tokens each, resumable between any two of them.
 
@@ -49,8 +53,8 @@ class Batches:
         self.batch_tokens, self.seed = batch_tokens, seed
         self.window_steps = WINDOW_STEPS if source.ahead else 1
         self.window, self.position = 0, 0
-        self.truncated_tokens, self.dropped_samples = 0, 0
-        self._steps: list[list[Item]] = []
+        self.truncated_tokens, self.dropped_samples, self._useless = 0, 0, 0
+        self._steps: list[list[Bundle]] = []
         self._before = self._mark()
 
     def next(self, parts: int) -> list[list[Item]]:
@@ -63,8 +67,9 @@ class Batches:
             self._fill()
         items = self._steps[self.position]
         self.position += 1
-        spare = replace(items[0], sample=replace(items[0].sample, weight=0.0))
-        return [part or [spare] for part in _cut(items, parts)]
+        first = next(item for bundle in items for item in bundle)
+        spare = replace(first, sample=replace(first.sample, weight=0.0, group=None))
+        return [_flat(part) or [spare] for part in _cut(items, parts)]
 
     def state_dict(self) -> dict[str, Any]:
         """The stream's state before the current window, and the steps taken since."""
@@ -90,41 +95,59 @@ class Batches:
         }
 
     def _fill(self) -> None:
-        items: list[Item] = []
-        tokens, useless = 0, 0
+        bundles: list[Bundle] = []
+        tokens = 0
         while tokens < self.window_steps * self.batch_tokens:
-            sample = next(self.source)
-            # What is privileged only a teacher may read.
-            encoding = self.student.encode(replace(sample, privileged=()))
-            self.truncated_tokens += encoding.truncated
-            if not encoding.rows:
-                self.dropped_samples += 1
-                useless += 1
-                if useless == PATIENCE_SAMPLES:
-                    raise DataError(
-                        f"no token to learn in {useless:,} samples in a row (the last: {sample.id},"
-                        f" {encoding.truncated:,} tokens cut); raise student.max_length, or check"
-                        " that the rows have a completion"
-                    )
-                continue
-            useless = 0
-            items.append(Item(sample, encoding))
-            tokens += len(encoding.ids)
-        items.sort(key=lambda item: len(item.encoding.ids))
-        steps = [step for step in _cut(items, self.window_steps) if step]
+            if bundle := self._bundle():
+                bundles.append(bundle)
+                tokens += _length(bundle)
+        bundles.sort(key=lambda bundle: _length(bundle) / len(bundle))
+        steps = [step for step in _cut(bundles, self.window_steps) if step]
         order = torch.randperm(len(steps), generator=stream(self.seed, "steps", self.window))
         self._steps = [steps[int(index)] for index in order]
         self.window, self.position = self.window + 1, 0
 
+    def _bundle(self) -> Bundle:
+        """The next sample and all that belong with it, as far as there is something to learn."""
+        items: Bundle = []
+        more = True
+        while more:
+            sample = next(self.source)
+            more = sample.siblings > 0
+            # What is privileged only a teacher may read.
+            encoding = self.student.encode(replace(sample, privileged=()))
+            self.truncated_tokens += encoding.truncated
+            if encoding.rows:
+                items.append(Item(sample, encoding))
+                self._useless = 0
+                continue
+            self.dropped_samples += 1
+            self._useless += 1
+            if self._useless == PATIENCE_SAMPLES:
+                raise DataError(
+                    f"no token to learn in {self._useless:,} samples in a row (the last:"
+                    f" {sample.id}, {encoding.truncated:,} tokens cut); raise student.max_length,"
+                    " or check that the rows have a completion"
+                )
+        return items
 
-def _cut(items: Sequence[Item], parts: int) -> list[list[Item]]:
+
+def _cut(bundles: Sequence[Bundle], parts: int) -> list[list[Bundle]]:
     """Consecutive parts with about equal numbers of tokens; some may be empty."""
-    total = sum(len(item.encoding.ids) for item in items)
-    result: list[list[Item]] = [[] for _ in range(parts)]
+    total = sum(map(_length, bundles))
+    result: list[list[Bundle]] = [[] for _ in range(parts)]
     before = 0
-    for item in items:
-        length = len(item.encoding.ids)
-        middle = before + length / 2  # an item goes to the part that holds its middle
-        result[min(int(middle * parts / total), parts - 1)].append(item)
+    for bundle in bundles:
+        length = _length(bundle)
+        middle = before + length / 2  # a bundle goes to the part that holds its middle
+        result[min(int(middle * parts / total), parts - 1)].append(bundle)
         before += length
     return result
+
+
+def _length(bundle: Bundle) -> int:
+    return sum(len(item.encoding.ids) for item in bundle)
+
+
+def _flat(bundles: Sequence[Bundle]) -> list[Item]:
+    return [item for bundle in bundles for item in bundle]

@@ -6,6 +6,7 @@ out, not of the one that waits.
 """
 
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -130,7 +131,8 @@ class Preparation:
         """Views and pairings of a micro-batch; no model runs."""
         samples = [item.sample for item in items]
         channels = tuple(sample.channel for sample in samples)
-        view = replace(self.student.collate([i.encoding for i in items]), channels=channels)
+        collated = self.student.collate([item.encoding for item in items])
+        view = replace(collated, channels=channels, **_groups(samples))
         views: dict[str | None, View] = {None: view}
         plain = not any(sample.privileged for sample in samples)
         heard: dict[str, Signals] = {}
@@ -145,8 +147,10 @@ class Preparation:
         pairings: list[Pairing] = []
         unaligned: list[list[str]] = []
         for term in self.terms:
-            weights = [s.weight if term.channel in (None, s.channel) else 0.0 for s in samples]
+            weights = [s.weight if _hears(term, s) else 0.0 for s in samples]
+            other = views.get(term.teacher)
             pairing = self._pair(term, views, weights)
+            pairing = of_channel(pairing, term.channel, view, other, samples)
             unaligned.append(_without_pair(pairing, view, samples, weights))
             if term.teacher is not None:
                 pairing = _usable(pairing, heard.get(term.teacher))
@@ -167,7 +171,7 @@ class Preparation:
         self, term: Term, views: Mapping[str | None, View], weights: Sequence[float]
     ) -> Pairing:
         if term.teacher is None:
-            return alone(views[None], weights)
+            return alone(views[None], weights, unit=term.objective.unit)
         return pair(
             views[None],
             views[term.teacher],
@@ -175,6 +179,75 @@ class Preparation:
             same_vocabulary=self.readers[term.teacher].vocabulary == self.student.vocabulary,
             unit=term.objective.unit,
         )
+
+
+def _groups(samples: Sequence[Sample]) -> dict[str, Tensor]:
+    """What a view knows of groups and scores; nothing where there are none."""
+    found: dict[str, Tensor] = {}
+    if any(sample.group is not None for sample in samples):
+        numbers: dict[Any, int] = {}
+        keys = [i if sample.group is None else sample.group for i, sample in enumerate(samples)]
+        found["groups"] = torch.tensor([numbers.setdefault(key, len(numbers)) for key in keys])
+    if any(sample.score is not None for sample in samples):
+        scores = [math.nan if sample.score is None else sample.score for sample in samples]
+        found["scores"] = torch.tensor(scores, dtype=torch.float32)
+    return found
+
+
+def _hears(term: Term, sample: Sample) -> bool:
+    """Whether a term's channel is that of the sample, or of a part of it."""
+    channels = {sample.channel, *(name for _, name in sample.parts)}
+    return term.channel is None or term.channel in channels
+
+
+def of_channel(
+    pairing: Pairing,
+    channel: str | None,
+    student: View,
+    teacher: View | None,
+    samples: Sequence[Sample],
+) -> Pairing:
+    """Only what a channel says of samples whose parts have channels of their own.
+
+    A row is of the part in which the token that it predicts ends, as with prompt and completion: a
+    word's token often brings the space before it. A span is of the part of its last token, and a
+    sequence is cut to the part's tokens.
+    """
+    if channel is None or not any(sample.parts for sample in samples):
+        return pairing
+    inside = _rows_inside(channel, student, samples)
+    of = pairing.student
+    if pairing.unit != "sequence" or not isinstance(of, Spans):
+        kept = inside if of is None else inside[of.last() if isinstance(of, Spans) else of]
+        return replace(pairing, weight=torch.where(kept, pairing.weight, 0.0))
+    sides = {"student": (of, inside)}
+    if teacher is not None and isinstance(pairing.teacher, Spans):
+        sides["teacher"] = (pairing.teacher, _rows_inside(channel, teacher, samples))
+    cut = {name: _rows_of_spans(spans, mask[spans.rows]) for name, (spans, mask) in sides.items()}
+    said = torch.stack([torch.bincount(s.span, minlength=len(s.after)) for s in cut.values()])
+    kept = (said > 0).all(0)
+    narrowed = {name: _some_spans(spans, kept) for name, spans in cut.items()}
+    return replace(pairing, weight=pairing.weight[kept], **narrowed)
+
+
+def _rows_of_spans(spans: Spans, kept: Tensor) -> Spans:
+    """The groups with only those of their rows for which `kept` [m] is True."""
+    return replace(spans, rows=spans.rows[kept], span=spans.span[kept])
+
+
+def _rows_inside(channel: str, view: View, samples: Sequence[Sample]) -> Tensor:
+    """[n] whether the last byte of each row's token lies in a part of this channel."""
+    target = view.rows + 1
+    (start, end), of = view.offsets.flatten(0, 1)[target].T, view.sample_of(target)
+    last = torch.where(end > start, end - 1, start)
+    inside = torch.zeros_like(target, dtype=torch.bool)
+    for index, sample in enumerate(samples):
+        mine = of == index
+        begins = torch.tensor([0, *(begin for begin, _ in sample.parts)])
+        names = [sample.channel, *(name for _, name in sample.parts)]
+        part = torch.searchsorted(begins, last[mine].clamp(min=0), right=True) - 1
+        inside[mine] = torch.tensor([name == channel for name in names])[part]
+    return inside
 
 
 def _without_pair(
