@@ -5,6 +5,7 @@ import json
 import pytest
 
 from limbeck.core.errors import DataError
+from limbeck.core.types import Turn
 from limbeck.sources import Dataset
 from limbeck.sources.dataset import to_sample
 
@@ -111,3 +112,32 @@ def test_held_out_rows_may_have_their_own_file(tmp_path):
     stream = Dataset(path=path, holdout=other).open(0)
     assert [s.turns[0].text for s in stream.holdout] == ["b", "b"]
     assert len(stream) == 3
+
+
+def test_what_is_privileged_comes_before_the_rest():
+    plain = to_sample({"privileged": "psst ", "prompt": "a", "completion": "b"}, "1")
+    assert plain.privileged == (Turn(text="psst "),)
+    chat = to_sample(
+        {"privileged": "psst", "prompt": [{"role": "user", "content": "a"}], "completion": "b"}, "1"
+    )
+    assert chat.privileged == (Turn(text="psst", role="system"),)
+    assert chat.turns[-1] == Turn(text="b", role="assistant", learn=True)
+    with pytest.raises(ValueError, match="privileged"):
+        to_sample({"privileged": 3, "text": "a"}, "1")
+
+
+def test_a_rationale_is_learnt_before_the_completion():
+    sample = to_sample({"prompt": "é", "rationale": "so ", "completion": "b", "answer": 7}, "1")
+    assert sample.completion == "so b"
+    assert sample.parts == ((2, "rationale"), (5, "answer"))
+    assert sample.answer == "7"
+    with pytest.raises(ValueError, match="both are text"):
+        to_sample({"prompt": "a", "rationale": "so", "completion": []}, "1")
+
+
+def test_score_and_group(tmp_path):
+    row = {"text": "a", "group": 3, "score": -1.5}
+    assert (to_sample(row, "1").group, to_sample(row, "1").score) == ("3", -1.5)
+    for bad in (True, "x", float("nan")):
+        with pytest.raises(ValueError, match="score"):
+            to_sample({**row, "score": bad}, "1")

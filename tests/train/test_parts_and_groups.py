@@ -261,3 +261,38 @@ def test_a_step_never_parts_a_group(student, tmp_path, parts):
                     # A small file goes round more than once in a step.
                     assert sum(other.sample.group == group for other in micro) % whole == 0
         assert sum(map(len, step)) > 0
+
+
+def test_what_a_model_wrote_is_read_as_it_wrote_it(student):
+    """Another cut of the same text would be other tokens."""
+    from limbeck.align.spans import pair
+    from limbeck.core.types import Written
+
+    sample = Sample(
+        id="1", turns=(Turn(text="the cat "), Turn(text="sat é", learn=True)), channel="x"
+    )
+    letters = [student.tokenizer.encode(letter)[0] for letter in "sat "]
+    letters += [*student.tokenizer.encode("é"), student.encoder.eos]
+    logp = tuple(-0.5 * k for k in range(len(letters)))
+    written = Written(vocabulary=student.vocabulary, ids=tuple(letters), logp=logp)
+    ours = replace(sample, written=written)
+    encoding = student.encode(ours)
+    rows = [i for i, learn in zip(encoding.ids, encoding.learn, strict=True) if learn]
+    assert rows == letters
+    assert encoding.ids[: -len(letters)] == student.prompt_ids(sample)
+    assert encoding.starts[-len(letters) :][:4] == [8, 9, 10, 11]
+    assert encoding.starts[-1] == encoding.ends[-1] == len("the cat sat é".encode())
+    assert student.encode(replace(ours, written=replace(written, vocabulary="other"))) == (
+        student.encode(sample)
+    )
+    terms = [Term(objective=CrossEntropy())]
+    micro = prepared(student, [ours, sample], terms)
+    behaviour = micro.views[None].behaviour
+    assert behaviour[: len(logp)].tolist() == pytest.approx(list(logp))
+    assert behaviour[len(logp) :].isnan().all()
+    # A teacher that reads something first pairs with it token by token.
+    known = replace(ours, privileged=(Turn(text="psst, two dogs. "),))
+    mine, theirs = student.collate([encoding]), student.collate([student.encode(known)])
+    pairing = pair(mine, theirs, [1.0], same_vocabulary=True)
+    assert len(pairing.weight) == len(letters)
+    assert theirs.labels[pairing.teacher].tolist() == mine.labels[pairing.student].tolist()

@@ -48,7 +48,7 @@ class CacheError(LimbeckError, OSError):
 
 
 class LedgerError(LimbeckError, OSError):
-    """A ledger of requests is damaged, of another program, in use for too long, or the disk is full."""
+    """A ledger of requests is damaged, not one of ours, held by another, or the disk is full."""
 
 
 class BudgetError(LimbeckError, RuntimeError):

@@ -44,6 +44,29 @@ class Speaker(Protocol):
         ...
 
 
+class Speaking(Reader, Speaker, Protocol):
+    """A model that reads, speaks, and can tell how it wrote."""
+
+    def prompt_ids(self, prompt: Sample, prefix: str = "") -> list[int]:
+        """Token ids of a prompt and the beginning of an answer."""
+        ...
+
+    def write(
+        self, prompts: Sequence[Sequence[int]], seeds: Sequence[int], sampling: Sampling
+    ) -> Sequence[Any]:
+        """Continue token ids, each with draws of its own; see `models.writing.Written`."""
+        ...
+
+
+class Carried(Protocol):
+    """What trains or changes beside the student and is saved with it, such as a critic."""
+
+    def tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """Everything that a resumed run needs, by name: the tensors themselves, which a checkpoint
+        reads and writes. They are there before the first step. All processes must ask."""
+        ...
+
+
 @runtime_checkable
 class Objective(Protocol):
     """Turns what student and teacher say about n paired rows into n losses, in nats.
@@ -154,6 +177,11 @@ class Source(Protocol):
 
     `ahead` says whether samples may be drawn before they are needed, which lets batches group
     them by length; a source that depends on the student's present weights says False.
+
+    A source may have more: `bind(student, teachers)` is called before the first sample is drawn,
+    with the models that train and teach (see `Speaking`), and `on_step` makes it a listener, which
+    is told of each step and may add its own figures. In a run with several processes all of them
+    draw the same samples.
     """
 
     ahead: bool

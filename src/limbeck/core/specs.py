@@ -231,6 +231,23 @@ class EnsembleTeacher:
         return {name: weight / total for name, weight in self.of.items()}
 
 
+@register("teacher", "self")
+@dataclass(frozen=True, kw_only=True)
+class SelfTeacher:
+    """The student itself, of some time; rows may have `privileged` text that only it reads.
+
+    Attributes:
+        update: `frozen` is the student before training (what it must not forget); `live` the
+            student of this step; `ema` one that follows it slowly.
+        decay: of `ema`: share of its weights that stays in each step.
+    """
+
+    offers: ClassVar[Needs] = LocalTeacher.offers
+
+    update: Literal["frozen", "ema", "live"] = "ema"
+    decay: Annotated[float, Field(gt=0, lt=1, allow_inf_nan=False)] = 0.99
+
+
 def model_of(teacher: Any) -> Any:
     """The specification of the model behind a teacher: what a cache was made of, or itself."""
     return teacher.of if isinstance(teacher, CachedTeacher) else teacher

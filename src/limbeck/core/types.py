@@ -46,6 +46,22 @@ class Turn:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Written:
+    """A completion as the model that wrote it knows it.
+
+    Attributes:
+        vocabulary: fingerprint of its tokenizer; models with the same one read these very tokens.
+        ids: of the completion, with the token that ended it, where one did.
+        logp: of each token when it was drawn, nats: under the distribution that it was drawn from,
+            at temperature 1. Empty where not known.
+    """
+
+    vocabulary: str
+    ids: tuple[int, ...]
+    logp: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Sample:
     """One example as text; token ids are private to each model.
 
@@ -63,6 +79,7 @@ class Sample:
         siblings: how many samples of its group follow it in a stream.
         score: what an objective of groups is told of this one: a probability, a rank, a reward.
         answer: the right answer, where it is known; no model reads it.
+        written: the completion's own tokens, where a model wrote it during this run.
     """
 
     id: str
@@ -75,6 +92,7 @@ class Sample:
     siblings: int = 0
     score: float | None = None
     answer: str | None = None
+    written: Written | None = None
 
     @property
     def prompt(self) -> tuple[Turn, ...]:
@@ -124,6 +142,8 @@ class View:
         channels: the samples' channels, where they are known.
         groups: [b] int64, the samples' groups numbered from 0, where they are known.
         scores: [b] float32, the samples' scores, NaN where there is none.
+        behaviour: [n] float32, log-probability of each row's token when it was drawn, NaN where it
+            was not; None where nothing was.
     """
 
     ids: Tensor
@@ -135,6 +155,7 @@ class View:
     channels: tuple[str, ...] = ()
     groups: Tensor | None = None
     scores: Tensor | None = None
+    behaviour: Tensor | None = None
 
     @property
     def labels(self) -> Tensor:
@@ -258,6 +279,8 @@ class Signals:
         projection: the same logits, not yet made.
         sparse: a few tokens' share of each distribution.
         chosen: [n] log-probability of `labels`, nats.
+        behaviour: [n] the same when the text was written, NaN for text that is given; of the
+            student, and of a sequence the sum.
         boundary: [n] log-probability that the next token begins a word or ends the text, nats.
         hidden: by site, [n, d], in the type that the model computes in.
         attention: by site, [n, h, t] scores before the softmax, -inf where a row does not look;
@@ -274,6 +297,7 @@ class Signals:
     projection: Projection | None = None
     sparse: Sparse | None = None
     chosen: Tensor | None = None
+    behaviour: Tensor | None = None
     boundary: Tensor | None = None
     hidden: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
     attention: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
@@ -305,6 +329,7 @@ class Signals:
             projection=picked(self.projection),
             sparse=picked(self.sparse),
             chosen=picked(self.chosen),
+            behaviour=picked(self.behaviour),
             boundary=picked(self.boundary),
             hidden={site: value[index] for site, value in self.hidden.items()},
             attention={site: value[index] for site, value in self.attention.items()},
@@ -320,10 +345,12 @@ class Signals:
         if boundary is not None:
             known = spans.after >= 0
             boundary = torch.where(known, boundary[spans.after.clamp(min=0)], 0.0)
-        chosen = None if self.chosen is None else spans.sum(self.chosen)
+        chosen, behaviour = (
+            None if value is None else spans.sum(value) for value in (self.chosen, self.behaviour)
+        )
         length = spans.sum(torch.ones(len(self.labels), device=self.labels.device))
         last = self.select(spans.last())
-        return replace(last, chosen=chosen, boundary=boundary, length=length)
+        return replace(last, chosen=chosen, behaviour=behaviour, boundary=boundary, length=length)
 
     def to(self, device: torch.device) -> "Signals":
         """The same signals on `device`; a projection stays where its head is."""
@@ -337,6 +364,7 @@ class Signals:
             logits=moved(self.logits),
             sparse=None if self.sparse is None else self.sparse.to(device),
             chosen=moved(self.chosen),
+            behaviour=moved(self.behaviour),
             boundary=moved(self.boundary),
             hidden={site: value.to(device) for site, value in self.hidden.items()},
             attention={site: value.to(device) for site, value in self.attention.items()},

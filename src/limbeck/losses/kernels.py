@@ -85,32 +85,33 @@ def jensen_shannon(
 def skew_forward_kl(
     student: Softened, teacher: Softened, *, alpha: float = 0.1
 ) -> tuple[Tensor, Tensor]:
-    """KL(p || m), m = alpha p + (1 - alpha) q; a = -(1 - alpha) p / m."""
+    """KL(p || m), m = alpha p + (1 - alpha) q; a = (1 - alpha) (m - p) / m.
+
+    A constant has been added to a, which changes nothing but that equal models have exactly 0.
+    """
     check_share("alpha", alpha)
     if alpha == 0:
         return forward_kl(student, teacher)
     if alpha == 1:
         return _nothing(student)
-    ratio = _log_ratio(student, teacher).clamp_(max=FAR).exp_()
-    mixture = ratio.mul_(1 - alpha).add_(alpha)  # m / p
-    value = _dot(teacher.probabilities, mixture.log()).neg_()
-    return value, _through_softmax(student, mixture.reciprocal_().mul_(alpha - 1))
+    excess = _log_ratio(student, teacher).clamp_(max=FAR).expm1_().mul_(1 - alpha)  # m / p - 1
+    value = _dot(teacher.probabilities, excess.log1p()).neg_()
+    return value, _through_softmax(student, _relative(excess).mul_(1 - alpha))
 
 
 def skew_reverse_kl(
     student: Softened, teacher: Softened, *, alpha: float = 0.1
 ) -> tuple[Tensor, Tensor]:
-    """KL(q || m), m = alpha q + (1 - alpha) p; a = log(q / m) - alpha q / m."""
+    """KL(q || m), m = alpha q + (1 - alpha) p; a = log(q / m) + alpha (m - q) / m."""
     check_share("alpha", alpha)
     if alpha == 0:
         return reverse_kl(student, teacher)
     if alpha == 1:
         return _nothing(student)
-    ratio = _log_ratio(teacher, student).clamp_(max=FAR).exp_()
-    mixture = ratio.mul_(1 - alpha).add_(alpha)  # m / q
-    log_mixture = mixture.log()
+    excess = _log_ratio(teacher, student).clamp_(max=FAR).expm1_().mul_(1 - alpha)  # m / q - 1
+    log_mixture = excess.log1p()
     value = _dot(student.probabilities, log_mixture).neg_()
-    return value, _through_softmax(student, mixture.reciprocal_().mul_(-alpha).sub_(log_mixture))
+    return value, _through_softmax(student, _relative(excess).mul_(alpha).sub_(log_mixture))
 
 
 def total_variation(student: Softened, teacher: Softened) -> tuple[Tensor, Tensor]:
@@ -232,6 +233,11 @@ def scales(temperature: float, scale_by_t2: bool) -> tuple[float, float]:
     """What a kernel's value and gradient are multiplied by: T^2 (or 1), and that over T."""
     scale = factor(temperature, scale_by_t2)
     return scale, scale / temperature
+
+
+def _relative(excess: Tensor) -> Tensor:
+    """(m - p) / m from m / p - 1, in place."""
+    return excess.div_(excess + 1)
 
 
 def _log_ratio(over: Softened, under: Softened) -> Tensor:

@@ -48,6 +48,12 @@ class Projection:
         low = None if self.low_hidden is None else self.low_hidden[index]
         return replace(self, hidden=self.hidden[index], low_hidden=low)
 
+    def detached(self) -> "Projection":
+        """The same without gradients, such as that of a student that teaches itself."""
+        parts = ("hidden", "weight", "bias", "low_hidden", "low_weight")
+        values = {name: getattr(self, name) for name in parts}
+        return replace(self, **{k: v.detach() for k, v in values.items() if v is not None})
+
     def logits(self) -> Tensor:
         """[n, v], in the type of `hidden`; differentiable."""
         dtype = self.hidden.dtype

@@ -89,7 +89,9 @@ class CausalModel:
         return getattr(self.module, "module", self.module)
 
     def encode(self, sample: Sample) -> Encoding:
-        """Tokenize one sample."""
+        """Tokenize one sample; what a model with this tokenizer wrote is read as it wrote it."""
+        if sample.written is not None and sample.written.vocabulary == self.vocabulary:
+            return self.encoder.encode_written(sample, sample.written.ids)
         return self.encoder.encode(sample)
 
     def collate(self, encodings: Sequence[Encoding]) -> View:
@@ -143,6 +145,7 @@ class CausalModel:
             sample=of,
             group=None if view.groups is None else view.groups[of],
             score=None if view.scores is None else view.scores[of],
+            behaviour=view.behaviour,
         )
 
     def _ends_word(self, needs: Needs) -> Tensor | None:

@@ -112,6 +112,24 @@ class Encoder:
                 learn[-1], starts[-1], ends[-1] = True, *[places[-1].end - before] * 2
         return self._cut(ids, learn, starts, ends, sample.id)
 
+    def encode_written(self, sample: Sample, written: Sequence[int]) -> Encoding:
+        """The same for a completion that is given as tokens.
+
+        Another cut of the same text would be other tokens, of other probabilities.
+        """
+        prompt = self.prompt_ids(sample)
+        place = sum(len(turn.text.encode()) for turn in sample.prompt)
+        starts = [NO_OFFSET] * len(prompt)
+        ends = list(starts)
+        for token in written:
+            size = len(self.table[token] or b"") if token < len(self.table) else 0
+            starts.append(place)
+            place += size
+            ends.append(place)
+        ids = [*prompt, *written]
+        learn = [False] * len(prompt) + [True] * len(written)
+        return self._cut(ids, learn, starts, ends, sample.id)
+
     def _cut(
         self, ids: list[int], learn: list[bool], starts: list[int], ends: list[int], name: str
     ) -> Encoding:

@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM
 
 from limbeck.core.protocols import Reader, Source
 from limbeck.core.random import seeded
-from limbeck.core.specs import CachedTeacher, EnsembleTeacher
+from limbeck.core.specs import CachedTeacher, EnsembleTeacher, ServerTeacher
 from limbeck.core.term import Term
 from limbeck.models.causal import CausalModel
 from limbeck.models.facts import ModelFacts, cut_config
@@ -62,7 +62,7 @@ class StepTime:
 
 def step_time(recipe: Recipe, facts: Facts) -> StepTime:
     """Time steps of shallow models on the recipe's device and data; takes seconds to minutes."""
-    other = CachedTeacher | EnsembleTeacher
+    other = CachedTeacher | EnsembleTeacher | ServerTeacher
     live = {n: s for n, s in recipe.readers.items() if not isinstance(s, other)}
     with torch.random.fork_rng(), seeded(recipe.seed, "init"):
         base = _timed(recipe, facts, live, 1, dict.fromkeys(live, 1))

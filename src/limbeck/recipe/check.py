@@ -7,7 +7,7 @@ from typing import Any
 
 from limbeck.core.errors import ModelError, RecipeError
 from limbeck.core.registry import kinds
-from limbeck.core.specs import CachedTeacher, EnsembleTeacher, model_of
+from limbeck.core.specs import CachedTeacher, EnsembleTeacher, SelfTeacher, model_of
 from limbeck.models.facts import ModelFacts, facts_of
 from limbeck.recipe.document import Document
 from limbeck.recipe.schema import Recipe
@@ -44,11 +44,10 @@ def check(recipe: Recipe, document: Document | None = None) -> Facts:
     """
     document = document or Document({}, {})
     teachers: dict[str, ModelFacts] = {}
-    single = {n: s for n, s in recipe.readers.items() if not isinstance(s, EnsembleTeacher)}
-    models = {name: model_of(spec) for name, spec in single.items()}
+    models = {name: model_of(spec) for name, spec in recipe.models.items()}
     gone: set[str] = set()
     try:
-        for name, spec in single.items():
+        for name, spec in recipe.models.items():
             try:
                 teachers[name] = facts_of(models[name], {})
             except ModelError:
@@ -65,6 +64,8 @@ def check(recipe: Recipe, document: Document | None = None) -> Facts:
                 teachers[name] = _together(spec, name, teachers, document)
         _check_origin(recipe, gone, document)
         student = facts_of(recipe.student, models)
+        itself = [n for n, s in recipe.readers.items() if isinstance(s, SelfTeacher)]
+        teachers |= dict.fromkeys(itself, student)
     except RecipeError as error:
         raise document.error(error.field, error.reason) from None
     _check_vocabularies(recipe, student, teachers, document)
@@ -125,7 +126,7 @@ def _check_ranked(
 def _check_origin(recipe: Recipe, gone: set[str], document: Document) -> None:
     """A student cannot be cut from a teacher of which only a cache is left."""
     origin = recipe.student.from_
-    if origin is not None and gone & {origin, *(recipe.readers if origin == "teacher" else ())}:
+    if origin is not None and gone & {origin, *(recipe.models if origin == "teacher" else ())}:
         name = next(iter(gone)) if origin == "teacher" else origin
         raise document.error(
             "student.from",

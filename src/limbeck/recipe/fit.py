@@ -43,7 +43,7 @@ def fit(recipe: Recipe, document: Document | None = None) -> Recipe:
             f"terms.{twice}", f"a second {counts[twice]!r}; give this term a `name` of its own"
         )
     for index, evaluation in enumerate(recipe.evals):
-        if evaluation.needs_teacher and not recipe.readers:
+        if evaluation.needs_teacher and not recipe.others:
             raise document.error(f"evals.{index}", f"{evaluation.kind} needs a teacher")
     try:
         limbeck.evals.check_names(recipe.evals)
@@ -64,6 +64,10 @@ def _fit_student(recipe: Recipe, document: Document) -> None:
         hint = did_you_mean(student.from_, list(teachers)) if teachers else "the recipe has none"
         raise document.error("student.from", f"no teacher {student.from_!r}; {hint}")
     origin = teachers.get(student.from_ or "")
+    if origin is not None and student.from_ not in {*recipe.models, *_ensembles(recipe)}:
+        raise document.error(
+            "student.from", f"{student.from_!r} has no weights of its own to copy layers from"
+        )
     if isinstance(origin, EnsembleTeacher):
         members = ", ".join(origin.of)
         raise document.error(
@@ -73,20 +77,26 @@ def _fit_student(recipe: Recipe, document: Document) -> None:
         raise document.error("student.quantize", "frozen weights need `lora` to train something")
 
 
+def _ensembles(recipe: Recipe) -> list[str]:
+    return [n for n, s in recipe.teachers.items() if isinstance(s, EnsembleTeacher)]
+
+
 def _fit_ensemble(spec: EnsembleTeacher, name: str, recipe: Recipe, document: Document) -> None:
     """Its members are other teachers that give logits, and no ensembles."""
     path = f"teachers.{name}.of"
-    single = [n for n, s in recipe.teachers.items() if not isinstance(s, EnsembleTeacher)]
+    single = list(recipe.models)
     if len(spec.of) < 2:
         raise document.error(path, "an ensemble has at least two teachers")
     for member in spec.of:
         if member not in recipe.teachers:
             hint = did_you_mean(member, single) if single else "the recipe has no other teachers"
             raise document.error(f"{path}.{member}", f"no teacher {member!r}; {hint}")
-        if member not in single:
+        if member in _ensembles(recipe):
             raise document.error(
                 f"{path}.{member}", f"{member!r} is an ensemble too; name its teachers here"
             )
+        if member not in single:
+            raise document.error(f"{path}.{member}", f"{member!r} has no weights of its own")
         offers = recipe.teachers[member].offers
         if "logits" not in offers:
             raise document.error(

@@ -22,12 +22,19 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM
 
-from limbeck.core.specs import CachedTeacher, CausalStudent, EnsembleTeacher
+from limbeck.core.specs import (
+    CachedTeacher,
+    CausalStudent,
+    EnsembleTeacher,
+    SelfTeacher,
+    ServerTeacher,
+)
 from limbeck.core.types import without_sites
 from limbeck.losses.chunks import CHUNK_BYTES, CHUNK_ROWS
 from limbeck.models.load import with_adapters
 from limbeck.recipe.check import Facts
 from limbeck.recipe.schema import Recipe
+from limbeck.teachers.itself import needs_copy
 from limbeck.train.loss import fits_chunks
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "auto": 4}
@@ -116,7 +123,11 @@ def memory_of(recipe: Recipe, facts: Facts, processes: int) -> Memory:
     weights += trainable * STATE_BYTES
     for name, teacher in recipe.readers.items():
         # A cache is loaded for evaluations, not to train; an ensemble has no weights of its own.
-        if isinstance(teacher, CachedTeacher | EnsembleTeacher):
+        if isinstance(teacher, CachedTeacher | EnsembleTeacher | ServerTeacher):
+            continue
+        if isinstance(teacher, SelfTeacher):
+            copies = needs_copy(teacher, adapters=student.lora is not None)
+            weights += 4 * whole * copies
             continue
         each = (
             QUANTIZED_BYTES[teacher.quantize] if teacher.quantize else _stored(teacher, facts, name)

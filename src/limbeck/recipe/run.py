@@ -17,7 +17,7 @@ import torch
 from limbeck.core.errors import LimbeckError, RecipeError
 from limbeck.core.files import sweep, write_json, write_text
 from limbeck.core.protocols import Reader
-from limbeck.core.specs import CachedTeacher, EnsembleTeacher
+from limbeck.core.specs import CachedTeacher, EnsembleTeacher, SelfTeacher
 from limbeck.core.types import Sample, Turn, sites
 from limbeck.evals import Agreement, Score, run_suite, tokens_per_second
 from limbeck.evals.reading import tell_once
@@ -34,6 +34,7 @@ from limbeck.recipe.report import Arms, Report, make_report
 from limbeck.recipe.resolve import describe, dump, resolve, sha256, training_sha256
 from limbeck.recipe.schema import Recipe, Term
 from limbeck.teachers.ensemble import Ensemble, behind
+from limbeck.teachers.itself import Itself, needs_copy
 from limbeck.train.batches import Batches
 from limbeck.train.checkpoint import Checkpoints
 from limbeck.train.listeners import Display, Evaluate, Interruption, Metrics
@@ -154,17 +155,17 @@ class _Run:
             name: open_cache(recipe, facts, name, self.source, mesh.device, document)
             if isinstance(spec, CachedTeacher)
             else self.load_teacher(name)
-            for name, spec in recipe.readers.items()
-            if name not in ensembles
+            for name, spec in recipe.models.items()
         }
-        self.first_teacher = next(iter(self.teachers), None)
         for name, spec in ensembles.items():
             self.teachers[name] = Ensemble(spec, self.teachers)
+        self.first_teacher = next(iter(self.teachers), None)
         self.visitor: CausalModel | None = None
 
     def go(self) -> Report:
         """Measure, train, measure, train the control, report."""
         student = self.new_student()
+        self.teach_itself(student)
         folder = self.out / "terms"
         terms = ready_terms(
             self.recipe, student, self.teachers, self.source, folder, self.mesh, self.document
@@ -240,12 +241,22 @@ class _Run:
             if self.mesh.device.type == "cuda":
                 torch.cuda.empty_cache()
 
-    def new_student(self) -> CausalModel:
+    def new_student(self, *, trains: bool = True) -> CausalModel:
         """The student before training; the same weights each time."""
         recipe, models = self.recipe, self.facts.models
         student = load_student(recipe.student, models, self.mesh.device, recipe.seed)
-        student.module = self.mesh.wrap(student.module, trains=True, compute=student.autocast)
+        student.module = self.mesh.wrap(student.module, trains=trains, compute=student.autocast)
         return student
+
+    def teach_itself(self, student: CausalModel) -> None:
+        """Make the teachers that are the student itself."""
+        for name, spec in self.recipe.readers.items():
+            if isinstance(spec, SelfTeacher):
+                adapters = self.recipe.student.lora is not None
+                copy = None
+                if needs_copy(spec, adapters=adapters):
+                    copy = self.new_student(trains=False)
+                self.teachers[name] = Itself(spec, student, copy)
 
     def train(self, student: CausalModel, terms: Sequence[Term], folder: Path, title: str) -> Arm:
         """Train one arm from its newest checkpoint, or from the start."""
@@ -258,11 +269,16 @@ class _Run:
             every=train.save_every,
             keep=train.keep,
         )
+        heard = {n: r for n, r in self.teachers.items() if n in {t.teacher for t in terms}}
+        if bind := getattr(self.source, "bind", None):
+            bind(student, self.teachers)
+        # What changes with the steps: a teacher that follows the student, a source that looks on.
+        changing = {**{f"teachers.{name}": r for name, r in heard.items()}, "source": self.source}
         parameters = trained_parameters(student.module, terms)
         half = recipe.student.dtype == "float16"
         trainer = Trainer(
             student=student,
-            readers={n: r for n, r in self.teachers.items() if n in {t.teacher for t in terms}},
+            readers=heard,
             batches=batches,
             terms=terms,
             optimizer=adamw(parameters, rate=train.learning_rate, decay=train.weight_decay),
@@ -275,6 +291,7 @@ class _Run:
             seed=recipe.seed,
             logits=train.logits,
             balance=train.balance,
+            carried={name: part for name, part in changing.items() if hasattr(part, "tensors")},
             state=State(scale=LossScale(FP16_SCALE if half else 1.0, active=half)),
         )
         checkpoints.trainer = trainer
@@ -282,9 +299,10 @@ class _Run:
         if done and mesh.main:
             log.info("%s: going on from step %d", title, done)
         with ExitStack() as stack:
-            listeners: list[Any] = []
+            listeners: list[Any] = [p for p in changing.values() if hasattr(p, "on_step")]
             readers = [reader for named in trainer.readers.values() for reader in behind(named)]
-            models = [m for m in (student, *readers) if isinstance(m, CausalModel)]
+            own = [r.copy if isinstance(r, Itself) else r for r in readers]
+            models = [m for m in (student, *own) if isinstance(m, CausalModel)]
             # Scores of all heads over a packed line would be its length squared.
             maps = any(sites(term.objective.asks, "attention") for term in terms)
             stack.enter_context(packing("never" if maps else train.packing, models))

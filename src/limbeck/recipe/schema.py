@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from limbeck.core.specs import CachedTeacher, LocalTeacher, SelfTeacher
 from limbeck.core.term import Term
 
 Positive = Annotated[int, Field(gt=0)]
@@ -92,3 +93,14 @@ class Recipe:
     def readers(self) -> Mapping[str, Any]:
         """The teachers that read; a run has no use for one that only writes data."""
         return {name: spec for name, spec in self.teachers.items() if spec.offers - {"text"}}
+
+    @property
+    def models(self) -> Mapping[str, Any]:
+        """The readers with weights of their own, on this machine or in a cache."""
+        own = LocalTeacher | CachedTeacher
+        return {name: spec for name, spec in self.readers.items() if isinstance(spec, own)}
+
+    @property
+    def others(self) -> Mapping[str, Any]:
+        """The readers that are not the student itself: what it can be compared with."""
+        return {n: s for n, s in self.readers.items() if not isinstance(s, SelfTeacher)}

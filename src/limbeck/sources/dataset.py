@@ -209,7 +209,8 @@ def to_sample(row: Mapping[str, Any], name: str) -> Sample:
     """A row as a sample.
 
     `id`, `weight`, `channel`, `group`, `score` and `answer` are taken where the row has them.
-    A `rationale` is learnt before the completion, in the channel `rationale`; the completion is
+    What is `privileged`, text or messages, only a teacher reads, before the rest; before a
+    conversation a text is the system's. A `rationale` is learnt before the completion, in the channel `rationale`; the completion is
     then in the channel `answer`.
 
     Raises:
@@ -237,6 +238,7 @@ def to_sample(row: Mapping[str, Any], name: str) -> Sample:
     return Sample(
         id=name if row.get("id") is None else str(row["id"]),
         turns=turns,
+        privileged=_privileged(row.get("privileged"), chat=any(turn.role for turn in turns)),
         weight=float(weight),
         channel="main" if row.get("channel") is None else str(row["channel"]),
         parts=parts,
@@ -244,6 +246,14 @@ def to_sample(row: Mapping[str, Any], name: str) -> Sample:
         score=None if score is None else float(score),
         answer=None if row.get("answer") is None else str(row["answer"]),
     )
+
+
+def _privileged(value: Any, *, chat: bool) -> tuple[Turn, ...]:
+    if value is None:
+        return ()
+    if isinstance(value, str) and chat:
+        return (Turn(text=value, role="system"),)
+    return _turns(value, "privileged", False)
 
 
 def _with_rationale(row: Mapping[str, Any]) -> tuple[tuple[Turn, ...], tuple[tuple[int, str], ...]]:

@@ -3,6 +3,8 @@
     checkpoints/step-200/
       weights.safetensors     trained parameters (and a projector's), whole, under their names
       optimizer.safetensors   AdamW's moments, under PARAMETER/exp_avg and so on
+      carried.safetensors     what else changes with the steps, where something does: a teacher
+                              that follows the student, a critic; under NAME/its own names
       state.json              step, batches, counters
       manifest.json           size and SHA-256 of each of the above
 
@@ -69,6 +71,7 @@ class Checkpoints:
         main = trainer.mesh.main
         weights = _gather(trainer.named_parameters(), main)
         moments = _gather(_named_moments(trainer), main)
+        carried = _gather(_named_carried(trainer), main)
         path = self.folder / f"step-{trainer.state.step}"
         if main and broken(path):  # a whole one may be there: a Ctrl-C right after it
             record = {
@@ -76,20 +79,19 @@ class Checkpoints:
                 "state": asdict(trainer.state),
                 "batches": trainer.preparation.state_dict(),
             }
-            self._write(path, weights, moments, record)
+            files = {"weights": weights, "optimizer": moments}
+            self._write(path, files | ({"carried": carried} if carried else {}), record)
             for old in sorted_checkpoints(self.folder)[self.keep :]:
                 discard(old)
         trainer.mesh.barrier()
         return path
 
-    def _write(
-        self, path: Path, weights: dict[str, Tensor], moments: dict[str, Tensor], record: Any
-    ) -> None:
-        needed = sum(t.nbytes for part in (weights, moments) for t in part.values())
+    def _write(self, path: Path, parts: Mapping[str, dict[str, Tensor]], record: Any) -> None:
+        needed = sum(t.nbytes for part in parts.values() for t in part.values())
         try:
             with new_folder(path) as aside:
-                save_file(weights, aside / "weights.safetensors")
-                save_file(moments, aside / "optimizer.safetensors")
+                for name, tensors in parts.items():
+                    save_file(tensors, aside / f"{name}.safetensors")
                 (aside / "state.json").write_text(json.dumps(record))
                 files = {f.name: _fingerprint(f) for f in sorted(aside.iterdir())}
                 (aside / MANIFEST).write_text(json.dumps(files, indent=2))
@@ -139,6 +141,11 @@ class Checkpoints:
                         "exp_avg": place(moments[f"{name}/exp_avg"], parameter),
                         "exp_avg_sq": place(moments[f"{name}/exp_avg_sq"], parameter),
                     }
+        if trainer.carried:
+            kept = load_file(path / "carried.safetensors")
+            with torch.no_grad():
+                for name, value in _named_carried(trainer):
+                    value.copy_(place(kept[name], value))
         state = dict(record["state"])
         trainer.state = State(**{**state, "scale": LossScale(**state["scale"])})
         trainer.preparation.load_state_dict(record["batches"])
@@ -149,6 +156,11 @@ def _named_moments(trainer: Trainer) -> Iterator[tuple[str, Tensor]]:
         for moment in MOMENTS:
             if moment in trainer.optimizer.state.get(parameter, {}):
                 yield f"{name}/{moment}", trainer.optimizer.state[parameter][moment]
+
+
+def _named_carried(trainer: Trainer) -> Iterator[tuple[str, Tensor]]:
+    for name, carried in trainer.carried.items():
+        yield from ((f"{name}/{key}", value) for key, value in carried.tensors())
 
 
 def _gather(named: Iterator[tuple[str, Tensor]], main: bool) -> dict[str, Tensor]:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.profiler import record_function
 
 from limbeck.core.errors import DivergedError
-from limbeck.core.protocols import Reader
+from limbeck.core.protocols import Carried, Reader
 from limbeck.core.random import seeded
 from limbeck.core.term import Term
 from limbeck.core.types import Needs, Signals, View
@@ -89,7 +89,8 @@ class Trainer:
     """All that a step touches.
 
     `rate` gives the learning rate at a step. `logits` says how the losses of logits are computed,
-    and `balance` how terms are scaled; see `recipe.schema.Train`.
+    and `balance` how terms are scaled; see `recipe.schema.Train`. `carried` is saved with the
+    weights.
     """
 
     student: Student
@@ -107,6 +108,7 @@ class Trainer:
     logits: str = "auto"
     balance: Rule = "fixed"
     listeners: Sequence[Listener] = ()
+    carried: Mapping[str, Carried] = field(default_factory=dict[str, Carried])
     state: State = field(default_factory=State)
 
     def __post_init__(self) -> None:

@@ -132,7 +132,7 @@ class Preparation:
         samples = [item.sample for item in items]
         channels = tuple(sample.channel for sample in samples)
         collated = self.student.collate([item.encoding for item in items])
-        view = replace(collated, channels=channels, **_groups(samples))
+        view = replace(collated, channels=channels, **_groups(samples), **_behaviour(items))
         views: dict[str | None, View] = {None: view}
         plain = not any(sample.privileged for sample in samples)
         heard: dict[str, Signals] = {}
@@ -192,6 +192,18 @@ def _groups(samples: Sequence[Sample]) -> dict[str, Tensor]:
         scores = [math.nan if sample.score is None else sample.score for sample in samples]
         found["scores"] = torch.tensor(scores, dtype=torch.float32)
     return found
+
+
+def _behaviour(items: Sequence[Item]) -> dict[str, Tensor]:
+    """The log-probabilities with which the rows of samples were drawn; nothing where none were."""
+    if not any(item.sample.written for item in items):
+        return {}
+    found: list[float] = []
+    for item in items:
+        rows, written = item.encoding.rows, item.sample.written
+        logp = written.logp[:rows] if written else ()
+        found += logp if len(logp) == rows else [math.nan] * rows
+    return {"behaviour": torch.tensor(found, dtype=torch.float32)}
 
 
 def _hears(term: Term, sample: Sample) -> bool:
