@@ -52,7 +52,11 @@ class Speaking(Reader, Speaker, Protocol):
         ...
 
     def write(
-        self, prompts: Sequence[Sequence[int]], seeds: Sequence[int], sampling: Sampling
+        self,
+        prompts: Sequence[Sequence[int]],
+        seeds: Sequence[int],
+        sampling: Sampling,
+        shift: Any = None,
     ) -> Sequence[Any]:
         """Continue token ids, each with draws of its own; see `models.writing.Written`."""
         ...
@@ -178,10 +182,10 @@ class Source(Protocol):
     `ahead` says whether samples may be drawn before they are needed, which lets batches group
     them by length; a source that depends on the student's present weights says False.
 
-    A source may have more: `bind(student, teachers)` is called before the first sample is drawn,
-    with the models that train and teach (see `Speaking`), and `on_step` makes it a listener, which
-    is told of each step and may add its own figures. In a run with several processes all of them
-    draw the same samples.
+    A source may have more: `bind(student, teachers, mesh)` is called before the first sample is
+    drawn, with the models that train and teach (see `Speaking`) and the processes; `on_step` makes
+    it a listener, which is told of each step and may add its own figures; `given` is the stream of
+    data under it, where it has one. In a run with several processes all draw the same samples.
     """
 
     ahead: bool

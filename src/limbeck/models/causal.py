@@ -29,7 +29,7 @@ from limbeck.models.taps import (
     tapping,
 )
 from limbeck.models.tokens import token_bytes, word_beginnings
-from limbeck.models.writing import Draft, Written, end_tokens, write
+from limbeck.models.writing import Draft, Shift, Written, end_tokens, write
 
 OUTCOMES: Needs = frozenset({"chosen", "boundary"})
 
@@ -233,16 +233,25 @@ class CausalModel:
 
     @torch.no_grad()
     def write(
-        self, prompts: Sequence[Sequence[int]], seeds: Sequence[int], sampling: Sampling
+        self,
+        prompts: Sequence[Sequence[int]],
+        seeds: Sequence[int],
+        sampling: Sampling,
+        shift: Callable[[Tensor], Shift] | None = None,
     ) -> list[Written]:
-        """Continue token ids, each with draws of its own seed; in evaluation mode."""
+        """Continue token ids, each with draws of its own seed; see `models.writing.write`."""
         drafts = [Draft(ids=i, seed=s) for i, s in zip(prompts, seeds, strict=True)]
         training = self.module.training
         self.module.eval()
         try:
             with self._computing():
                 return write(
-                    self.transformer, self.tokenizer, drafts, sampling, pad=self.encoder.pad
+                    self.transformer,
+                    self.tokenizer,
+                    drafts,
+                    sampling,
+                    pad=self.encoder.pad,
+                    shift=shift,
                 )
         finally:
             self.module.train(training)

@@ -4,7 +4,7 @@ What is drawn for a prompt depends on its own seed alone, not on what stands bes
 So an answer that is asked for again comes out the same, whatever else is asked for.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +15,9 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from limbeck.core.types import Sampling
 from limbeck.models.taps import inside
+
+Shift = Callable[[Tensor, Tensor], Tensor]
+"""Another distribution in place of the model's: (token ids so far, logits) -> logits."""
 
 BATCH = 64
 """Prompts that are continued together."""
@@ -36,8 +39,7 @@ class Written:
         text: behind the prompt; without the end-of-sequence token, and cut before a stop string.
         ended: whether the model ended it; False where `max_tokens` did.
         ids: the tokens, an end-of-sequence token too.
-        logp: of each token, nats, from the model's own distribution (temperature 1, all tokens);
-            None where not asked for.
+        logp: of each token, nats, at temperature 1 and over all tokens; None where not asked for.
         top: for each token, the likeliest ids at its place with theirs.
     """
 
@@ -55,6 +57,7 @@ def write(
     sampling: Sampling,
     *,
     pad: int,
+    shift: Callable[[Tensor], Shift] | None = None,
 ) -> list[Written]:
     """Continue each draft until an end-of-sequence token, a stop string or `max_tokens`.
 
@@ -67,13 +70,17 @@ def write(
         drafts: what to continue.
         sampling: how to draw.
         pad: id that fills the lines.
+        shift: makes, of a batch's attention mask [b, t], what changes its logits before a token is
+            drawn.
     """
     order = sorted(range(len(drafts)), key=lambda index: len(drafts[index].ids))
     found: dict[int, Written] = {}
     for first in range(0, len(order), BATCH):
         chosen = order[first : first + BATCH]
         batch = [drafts[index] for index in chosen]
-        found |= zip(chosen, _batch(transformer, tokenizer, batch, sampling, pad), strict=True)
+        found |= zip(
+            chosen, _batch(transformer, tokenizer, batch, sampling, pad, shift), strict=True
+        )
     return [found[index] for index in range(len(drafts))]
 
 
@@ -83,6 +90,7 @@ def _batch(
     drafts: Sequence[Draft],
     sampling: Sampling,
     pad: int,
+    shift: Callable[[Tensor], Shift] | None,
 ) -> list[Written]:
     device = next(transformer.parameters()).device
     width = max(len(draft.ids) for draft in drafts)
@@ -104,7 +112,7 @@ def _batch(
             do_sample=False,  # `draw` leaves one token to choose
             pad_token_id=pad,
             eos_token_id=ends or None,
-            logits_processor=[draw],
+            logits_processor=[*([shift(attend.to(device))] if shift else []), draw],
             **options,
         )
     lines = output[:, width:].tolist()

@@ -99,6 +99,8 @@ def _timed(
         if isinstance(spec, EnsembleTeacher) and readers.keys() >= spec.of.keys():
             readers[name] = Ensemble(spec, readers)
     source = recipe.source.open(recipe.seed)
+    if bind := getattr(source, "bind", None):
+        bind(student, readers, mesh)
     terms = _terms(recipe, student, readers, source, mesh)
     train = recipe.train
     trainer = Trainer(

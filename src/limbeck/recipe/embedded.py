@@ -40,10 +40,17 @@ def on_embedded(document: Document, folder: Path) -> Document:
         aside = folder / ".train.jsonl"
         write_jsonl(aside, problems(0, "train", ROWS))
         aside.replace(path)
-    values["source"] = {"path": str(path), "holdout": 64}
+    values["source"] = _source(values.get("source"), {"path": str(path), "holdout": 64})
     train = values.get("train")
     values["train"] = {**(train if isinstance(train, dict) else {}), **TRAIN}
     return Document(values, document.lines, document.file)
+
+
+def _source(spec: Any, data: dict[str, Any]) -> Any:
+    """The problems in place of the data that everything else of a source is made from."""
+    if isinstance(spec, dict) and isinstance(spec.get("of"), dict):
+        return {**spec, "of": _source(spec["of"], data)}
+    return data
 
 
 def _teacher(spec: Any) -> Any:

@@ -150,6 +150,12 @@ def _fit_term(term: Term, path: str, recipe: Recipe, document: Document) -> Term
             f"{', '.join(sorted(offers))}. These would work: {', '.join(works)}"
             + (f"; or teachers.{name}: {CACHE}" if "sparse" in missing else ""),
         )
+    if isinstance(recipe.teachers[name], CachedTeacher) and hasattr(recipe.source, "speaker"):
+        raise document.error(
+            f"{path}.teacher",
+            f"{name!r} is a cache of given text, and cannot read what the student writes; name a"
+            " teacher with weights",
+        )
     _fit_temperature(term, recipe.teachers[name], name, path, document)
     return replace(term, teacher=name)
 

@@ -41,9 +41,10 @@ def ready_terms(
     document = document or Document({}, {})
     if not any(hasattr(term.objective, "finish") for term in recipe.terms):
         return recipe.terms
-    place = source.state_dict()
-    samples = [next(source) for _ in range(SAMPLES)]
-    source.load_state_dict(place)
+    data = getattr(source, "given", source)
+    place = data.state_dict()
+    samples = [next(data) for _ in range(SAMPLES)]
+    data.load_state_dict(place)
     # All processes look together, since a split model needs them all; each keeps its own notes.
     folder = folder if mesh.main else folder / f".process-{mesh.rank}"
     terms: list[Term] = []

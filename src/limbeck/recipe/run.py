@@ -122,6 +122,10 @@ def claimed(out: Path, resume: bool, recipe: Recipe, mesh: Mesh) -> Iterator[Non
         yield
 
 
+LABELS = (Term(objective=CrossEntropy()),)
+"""The terms of the control arm."""
+
+
 @dataclass
 class Arm:
     """A student that was trained, and how that went."""
@@ -146,7 +150,8 @@ class _Run:
         self.document = document
         # Data first: it is quick to check, and a wrong row should not cost the loading of weights.
         self.source = recipe.source.open(recipe.seed)
-        self.start_of_data = self.source.state_dict()
+        given = getattr(self.source, "given", self.source)
+        self.starts = {source: source.state_dict() for source in (self.source, given)}
         self.holdout: list[Sample] = self.source.holdout
         for evaluation in recipe.evals:
             evaluation.check()
@@ -185,8 +190,7 @@ class _Run:
         if self.recipe.compare == "labels":
             del teacher
             self.release()
-            terms = (Term(objective=CrossEntropy()),)
-            control = self.train(self.new_student(), terms, self.out / "control", "labels only")
+            control = self.train(self.new_student(), LABELS, self.out / "control", "labels only")
             scores["control"] = self.measured("control", control.student)
         report = make_report(
             self.recipe,
@@ -261,8 +265,9 @@ class _Run:
     def train(self, student: CausalModel, terms: Sequence[Term], folder: Path, title: str) -> Arm:
         """Train one arm from its newest checkpoint, or from the start."""
         recipe, train, mesh = self.recipe, self.recipe.train, self.mesh
-        self.source.load_state_dict(self.start_of_data)
-        batches = Batches(self.source, student, train.batch_tokens, recipe.seed)
+        source = self.source if terms is not LABELS else getattr(self.source, "given", self.source)
+        source.load_state_dict(self.starts[source])
+        batches = Batches(source, student, train.batch_tokens, recipe.seed)
         checkpoints = Checkpoints(
             folder / "checkpoints",
             recipe=training_sha256(recipe),
@@ -270,10 +275,10 @@ class _Run:
             keep=train.keep,
         )
         heard = {n: r for n, r in self.teachers.items() if n in {t.teacher for t in terms}}
-        if bind := getattr(self.source, "bind", None):
-            bind(student, self.teachers)
+        if bind := getattr(source, "bind", None):
+            bind(student, self.teachers, mesh)
         # What changes with the steps: a teacher that follows the student, a source that looks on.
-        changing = {**{f"teachers.{name}": r for name, r in heard.items()}, "source": self.source}
+        changing = {**{f"teachers.{name}": r for name, r in heard.items()}, "source": source}
         parameters = trained_parameters(student.module, terms)
         half = recipe.student.dtype == "float16"
         trainer = Trainer(
@@ -299,7 +304,7 @@ class _Run:
         if done and mesh.main:
             log.info("%s: going on from step %d", title, done)
         with ExitStack() as stack:
-            listeners: list[Any] = [p for p in changing.values() if hasattr(p, "on_step")]
+            listeners: list[Any] = []
             readers = [reader for named in trainer.readers.values() for reader in behind(named)]
             own = [r.copy if isinstance(r, Itself) else r for r in readers]
             models = [m for m in (student, *own) if isinstance(m, CausalModel)]
@@ -311,6 +316,7 @@ class _Run:
                 listeners.append(stack.enter_context(profile))
             if (curve := self.curve(student)) is not None:
                 listeners.append(Evaluate(curve, max(1, train.steps // CURVE_POINTS)))
+            listeners += [part for part in changing.values() if hasattr(part, "on_step")]
             if mesh.main:
                 listeners.append(stack.enter_context(Metrics(folder / "metrics.jsonl", done)))
                 listeners.append(stack.enter_context(Display(title, train.steps, done)))

@@ -210,8 +210,8 @@ def to_sample(row: Mapping[str, Any], name: str) -> Sample:
 
     `id`, `weight`, `channel`, `group`, `score` and `answer` are taken where the row has them.
     What is `privileged`, text or messages, only a teacher reads, before the rest; before a
-    conversation a text is the system's. A `rationale` is learnt before the completion, in the channel `rationale`; the completion is
-    then in the channel `answer`.
+    conversation a text is the system's. A `rationale` is learnt before the completion, in the
+    channel `rationale`; the completion is then in the channel `answer`.
 
     Raises:
         ValueError: the row has none of the three forms, or a value of the wrong type.

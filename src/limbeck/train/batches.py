@@ -72,7 +72,13 @@ class Batches:
         return [_flat(part) or [spare] for part in _cut(items, parts)]
 
     def state_dict(self) -> dict[str, Any]:
-        """The stream's state before the current window, and the steps taken since."""
+        """The stream's state before the current window, and the steps taken since.
+
+        Behind the last step of a window that is the state now: what a source made with weights that
+        are gone cannot be made again.
+        """
+        if self.position == len(self._steps):
+            return {**self._mark(), "position": 0}
         return {**self._before, "position": self.position}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

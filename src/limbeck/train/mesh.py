@@ -1,9 +1,10 @@
 """One process, DDP or FSDP2: the few verbs that differ between them."""
 
 import ctypes
+import json
 import os
 import platform
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, Literal
@@ -100,6 +101,23 @@ class Mesh:
         if self.size > 1:
             dist.all_reduce(values)
         return values
+
+    def gather(self, texts: Sequence[str]) -> list[list[str]]:
+        """Every process's texts, by its rank."""
+        if self.size == 1:
+            return [list(texts)]
+        raw = torch.frombuffer(bytearray(json.dumps(list(texts)).encode()), dtype=torch.uint8)
+        mine = raw.to(self.device)
+        lengths = [torch.zeros(1, dtype=torch.int64, device=self.device) for _ in range(self.size)]
+        dist.all_gather(lengths, torch.tensor([len(mine)], device=self.device))
+        longest = max(int(length) for length in lengths)
+        padded = torch.nn.functional.pad(mine, (0, longest - len(mine)))
+        heard = [torch.empty_like(padded) for _ in range(self.size)]
+        dist.all_gather(heard, padded)
+        return [
+            json.loads(bytes(text[: int(length)].cpu().tolist()))
+            for text, length in zip(heard, lengths, strict=True)
+        ]
 
     def average_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
         """For parameters outside the wrapped module, such as an objective's projector."""

@@ -1,0 +1,333 @@
+"""Samples that the student writes while it trains, beside those that are given."""
+
+import json
+import time
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from types import SimpleNamespace
+from typing import Annotated, Any, ClassVar
+
+import torch
+from pydantic import ConfigDict, Field
+
+from limbeck.core.errors import DataError, RecipeError
+from limbeck.core.protocols import Source, Speaking
+from limbeck.core.random import stream, stream_seed
+from limbeck.core.registry import register
+from limbeck.core.schedule import Ramp
+from limbeck.core.types import Sample, Sampling, Turn, Written
+from limbeck.sources.replay import Buffer, Replay, from_json, to_json
+from limbeck.sources.speakers import StudentSpeaker
+
+GIVEN, WROTE = "given", "student"
+"""Channels of samples that were given, and of those that the student wrote."""
+
+Share = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[int, Field(gt=0)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Adaptive:
+    """A share that grows when the student stops getting better on held-out text.
+
+    Attributes:
+        threshold: how much the held-out KL (nats) may rise above its last measure that counted.
+        increase: of the share, each time it rises more.
+
+    Source: Ko et al., "DistiLLM" (arXiv 2402.03898), adaptive off-policy approach.
+    """
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    threshold: Annotated[float, Field(ge=0)] = 0.0
+    increase: Annotated[float, Field(gt=0, le=1)] = 0.1
+
+
+@register("source", "rollouts")
+@dataclass(frozen=True, kw_only=True)
+class Rollouts:
+    """The student's own answers to prompts, as it trains, mixed with given ones.
+
+    A term takes one kind of them by its `channel`: `student` what was written, `given` the rest.
+
+    Attributes:
+        of: where the prompts, and the given completions, come from.
+        share: of samples that the student writes: GKD's lambda; or a ramp over the run's steps.
+        speaker: who writes; see `sources.speakers`.
+        answers: to each prompt that is written for, as one group.
+        max_tokens: longest answer.
+        temperature: of the draws; 0 is greedy.
+        top_p: draw from the likeliest tokens that have this probability together.
+        batch: prompts that are answered at a time. More is faster, and less fresh where a step
+            takes fewer.
+        replay: use the student's samples again.
+        adaptive: let `share` grow with the held-out KL instead; it then is where it begins.
+    """
+
+    ahead: ClassVar[bool] = False
+    parts: ClassVar[dict[str, str]] = {"of": "source", "speaker": "speaker"}
+
+    of: Any
+    share: Share | Ramp = 1.0
+    speaker: Any = field(default_factory=StudentSpeaker)
+    answers: Positive = 1
+    max_tokens: Positive = 128
+    temperature: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1.0
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    batch: Positive = 32
+    replay: Replay | None = None
+    adaptive: Adaptive | None = None
+
+    def __post_init__(self) -> None:
+        if self.adaptive is not None and isinstance(self.share, Ramp):
+            raise RecipeError("adaptive", "moves `share` itself, which must be a number then")
+
+    def open(self, seed: int) -> "RolloutStream":
+        """Open the prompts; the student comes with `bind`."""
+        return RolloutStream(self, self.of.open(seed), seed)
+
+
+@dataclass
+class Tally:
+    """What was written since it was last told."""
+
+    answers: int = 0
+    tokens: int = 0
+    ended: int = 0
+    repeated: float = 0.0
+    seconds: float = 0.0
+
+
+class RolloutStream:
+    """Endless samples; see `Rollouts`. All processes draw the same ones.
+
+    Attributes:
+        given: the stream of prompts and given completions.
+    """
+
+    ahead = False
+
+    def __init__(self, spec: Rollouts, given: Source, seed: int) -> None:
+        self.spec, self.given, self.seed = spec, given, seed
+        self.holdout = given.holdout
+        self.student: Speaking | None = None
+        self.teachers: Mapping[str, Any] = {}
+        self.together: Any = None
+        self.buffer = Buffer(spec.replay) if spec.replay else None
+        self.pending: deque[tuple[int, Sample]] = deque()
+        self.drawn, self.step, self.last = 0, 0, 1
+        self.adapted = spec.share if isinstance(spec.share, float | int) else 0.0
+        self.reference: float | None = None
+        self.total_tokens = 0
+        self.tally, self.ages = Tally(), [0, 0]
+
+    def bind(self, student: Speaking, teachers: Mapping[str, Any], together: Any = None) -> None:
+        """Say who writes.
+
+        Args:
+            student: the model that trains.
+            teachers: by name, for speakers that have one beside them.
+            together: the processes that train, which share the work of writing; see `train.mesh`.
+        """
+        self.student, self.teachers, self.together = student, teachers, together
+
+    def __iter__(self) -> Iterator[Sample]:
+        return self
+
+    def __next__(self) -> Sample:
+        if not self.pending:
+            self._fill()
+        written_at, sample = self.pending.popleft()
+        if sample.channel == WROTE:
+            self.ages[0] += self.step - written_at
+            self.ages[1] += 1
+        return sample
+
+    @property
+    def share(self) -> float:
+        """Of the samples that the student writes now."""
+        if isinstance(self.spec.share, Ramp):
+            return self.spec.share.at(self.step / self.last)
+        return self.adapted
+
+    def _fill(self) -> None:
+        """Draw `batch` prompts; for some of them the student writes, and some are used as given."""
+        asked: list[tuple[int, Sample]] = []
+        order: list[tuple[str, Any]] = []
+        for _ in range(self.spec.batch):
+            sample = next(self.given)
+            number, self.drawn = self.drawn, self.drawn + 1
+            generator = stream(self.seed, "rollouts", number)
+            draws = torch.rand(2, generator=generator).tolist()
+            # A prompt without an answer can only be written for.
+            if draws[0] >= self.share and sample.completion is not None:
+                order.append((GIVEN, replace(sample, channel=GIVEN)))
+                continue
+            replay = self.buffer is not None and draws[1] < self.buffer.replay.share
+            again = self.buffer.draw(self.step, generator) if self.buffer and replay else None
+            if again is not None:
+                order.append(("again", again))
+            else:
+                order.append((WROTE, len(asked)))
+                asked.append((number, sample))
+        written = self._write(asked)
+        for kind, what in order:
+            if kind == GIVEN:
+                self.pending.append((self.step, what))
+                continue
+            at, group = what if kind == "again" else (self.step, written[what])
+            if kind == WROTE and self.buffer is not None:
+                self.buffer.add(self.step, group)
+            self.pending.extend((at, sample) for sample in group)
+
+    def _write(self, asked: Sequence[tuple[int, Sample]]) -> list[list[Sample]]:
+        """The student's answers to each prompt."""
+        if not asked:
+            return []
+        if self.student is None:
+            raise RuntimeError("rollouts need a student: call bind() first")
+        began = time.perf_counter()
+        spec, student = self.spec, self.student
+        sampling = Sampling(
+            max_tokens=spec.max_tokens,
+            temperature=spec.temperature,
+            top_p=spec.top_p,
+            scores=0,
+        )
+        questions = [_question(sample) for _, sample in asked]
+        prompts = [student.prompt_ids(question) for question in questions]
+        lines = [line for line in prompts for _ in range(spec.answers)]
+        seeds = [
+            stream_seed(self.seed, "answers", number, k)
+            for number, _ in asked
+            for k in range(spec.answers)
+        ]
+        texts = self._shared(lines, seeds, sampling)
+        groups: list[list[Sample]] = []
+        for place, (number, _) in enumerate(asked):
+            mine = texts[place * spec.answers : (place + 1) * spec.answers]
+            groups.append(self._group(questions[place], number, mine))
+        self.tally.seconds += time.perf_counter() - began
+        return groups
+
+    def _shared(
+        self, lines: Sequence[Sequence[int]], seeds: Sequence[int], sampling: Sampling
+    ) -> Sequence[Any]:
+        """What is written behind each line; each process writes its part, where they can part."""
+        student, spec, all_of = self.student, self.spec, self.together
+        assert student is not None
+
+        def write(lines: Sequence[Sequence[int]], seeds: Sequence[int]) -> Sequence[Any]:
+            return spec.speaker.write(student, self.teachers, lines, seeds, sampling)
+
+        if all_of is None or all_of.size == 1 or all_of.parallel == "fsdp":
+            return write(lines, seeds)  # a split model needs all processes for every word
+        part = slice(all_of.rank, None, all_of.size)
+        mine = [json.dumps(asdict(one)) for one in write(lines[part], seeds[part])]
+        heard = all_of.gather(mine)
+        places = [(place % all_of.size, place // all_of.size) for place in range(len(lines))]
+        return [SimpleNamespace(**json.loads(heard[rank][k])) for rank, k in places]
+
+    def _group(self, question: Sample, number: int, texts: Sequence[Any]) -> list[Sample]:
+        """Samples of the answers to one prompt."""
+        student = self.student
+        assert student is not None
+        group = f"{question.id}@{number}" if len(texts) > 1 else None
+        samples: list[Sample] = []
+        for k, one in enumerate(texts):
+            self.tally.answers += 1
+            self.tally.tokens += len(one.ids)
+            self.tally.ended += one.ended
+            self.tally.repeated += repetition(one.ids)
+            self.total_tokens += len(one.ids)
+            chat = any(turn.role for turn in question.turns)
+            answer = Turn(text=one.text, role="assistant" if chat else None, learn=True)
+            written = Written(
+                vocabulary=student.vocabulary, ids=tuple(one.ids), logp=tuple(one.logp or ())
+            )
+            samples.append(
+                replace(
+                    question,
+                    id=f"{question.id}@{number}" + (f"#{k}" if len(texts) > 1 else ""),
+                    turns=(*question.turns, answer),
+                    channel=WROTE,
+                    parts=(),
+                    group=group,
+                    siblings=len(texts) - 1 - k,
+                    written=written,
+                )
+            )
+        return samples
+
+    def on_step(self, step: Any) -> None:
+        """Note how far the run is, and add what was written to the step's figures."""
+        self.step, self.last = step.number, step.last
+        self._adapt(step.metrics)
+        tally, figures = self.tally, {"share": self.share, "tokens": float(self.total_tokens)}
+        if tally.answers:
+            figures |= {
+                "length_tokens": tally.tokens / tally.answers,
+                "ended": tally.ended / tally.answers,
+                "repetition": tally.repeated / tally.answers,
+                "seconds": tally.seconds,
+            }
+        if self.ages[1]:
+            figures["age_steps"] = self.ages[0] / self.ages[1]
+        if self.buffer is not None:
+            figures["buffer"] = float(len(self.buffer))
+        step.metrics |= {f"rollouts/{name}": value for name, value in figures.items()}
+        self.tally, self.ages = Tally(), [0, 0]
+
+    def _adapt(self, metrics: Mapping[str, float]) -> None:
+        measured = metrics.get("eval/kl_nats")
+        if self.spec.adaptive is None or measured is None:
+            return
+        if self.reference is not None and measured > self.reference + self.spec.adaptive.threshold:
+            self.adapted = min(1.0, self.adapted + self.spec.adaptive.increase)
+        self.reference = measured
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the stream stands, with what was written and not yet used."""
+        return {
+            "given": self.given.state_dict(),
+            "drawn": self.drawn,
+            "step": [self.step, self.last],
+            "adapted": self.adapted,
+            "reference": self.reference,
+            "total_tokens": self.total_tokens,
+            "pending": [[at, to_json(sample)] for at, sample in self.pending],
+            "buffer": self.buffer.state_dict() if self.buffer is not None else None,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from a `state_dict`."""
+        self.given.load_state_dict(state["given"])
+        self.drawn, self.adapted = int(state["drawn"]), float(state["adapted"])
+        self.step, self.last = state["step"]
+        self.reference, self.total_tokens = state["reference"], int(state["total_tokens"])
+        self.pending = deque((int(at), from_json(sample)) for at, sample in state["pending"])
+        if self.buffer is not None:
+            self.buffer.load_state_dict(state["buffer"])
+
+
+def _question(sample: Sample) -> Sample:
+    """A sample's prompt alone."""
+    if not sample.prompt:
+        raise DataError(
+            f"row {sample.id} is a text without a prompt, so there is nothing to answer; give rows"
+            " with `prompt`, or `messages`"
+        )
+    return replace(sample, turns=sample.prompt, written=None)
+
+
+def repetition(ids: Sequence[int], n: int = 4) -> float:
+    """Share of a text's n-grams that stood in it before; 0 where it has none.
+
+    >>> repetition([1, 2, 3, 4, 5, 6])
+    0.0
+    >>> round(repetition([7] * 13), 2)
+    0.9
+    """
+    grams = [tuple(ids[place : place + n]) for place in range(len(ids) - n + 1)]
+    return 1 - len(set(grams)) / len(grams) if grams else 0.0
