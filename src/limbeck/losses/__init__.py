@@ -16,6 +16,7 @@ from limbeck.losses.divergences import (
 from limbeck.losses.interpolated import taid
 from limbeck.losses.labels import cross_entropy
 from limbeck.losses.order import ranking
+from limbeck.losses.policy import top_k_reverse_kl
 from limbeck.losses.powers import alpha_beta
 from limbeck.losses.regression import logit_mse
 from limbeck.losses.sparse import sparse_kl
@@ -37,5 +38,6 @@ __all__ = [
     "sorted_l1",
     "sparse_kl",
     "taid",
+    "top_k_reverse_kl",
     "total_variation",
 ]

@@ -3,6 +3,7 @@
 from limbeck.objectives.attention import AttentionMaps, AttentionRelations
 from limbeck.objectives.dual_space import DualSpace
 from limbeck.objectives.features import Features
+from limbeck.objectives.policy import GroupPolicy, OnPolicyKL, TopKReverseKL
 from limbeck.objectives.sparse import SparseKL
 from limbeck.objectives.token import (
     TAID,
@@ -41,11 +42,13 @@ __all__ = [
     "Features",
     "FlexKD",
     "ForwardKL",
+    "GroupPolicy",
     "HybridKL",
     "JensenShannon",
     "LikelihoodMatching",
     "LogitMSE",
     "MappedKL",
+    "OnPolicyKL",
     "PrefixKL",
     "Ranking",
     "ReverseKL",
@@ -54,5 +57,6 @@ __all__ = [
     "SkewReverseKL",
     "SortedL1",
     "SparseKL",
+    "TopKReverseKL",
     "TotalVariation",
 ]
