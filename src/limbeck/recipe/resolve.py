@@ -96,8 +96,10 @@ def describe(value: Any) -> dict[str, Any]:
     parts: dict[str, Any] = {}
     for part in getattr(value, "parts", {}):
         inner = getattr(value, part)
-        listed = isinstance(inner, tuple)
-        parts[part] = [describe(one) for one in inner] if listed else describe(inner)
+        if isinstance(inner, tuple):
+            parts[part] = [describe(one) for one in inner]
+        elif inner is not None:
+            parts[part] = describe(inner)
     return {"kind": value.kind, **_fields(value, set(parts)), **parts}
 
 
@@ -160,7 +162,7 @@ def _kind(slot: str, value: Any, path: str, document: Document) -> Any:
             slot_of = inner.removesuffix("s")
             made = [_kind(slot_of, v, f"{place}.{i}", document) for i, v in enumerate(listed)]
             given[part] = tuple(made)
-        elif part in given:
+        elif given.get(part) is not None:
             given[part] = _kind(inner, given[part], place, document)
     return _dataclass(known[name], given, path, document)
 

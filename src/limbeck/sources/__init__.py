@@ -1,7 +1,9 @@
 """Sources: endless, resumable streams of samples."""
 
+from limbeck.sources.critic import Critic
 from limbeck.sources.dataset import Dataset, DatasetStream
 from limbeck.sources.generated import Generated
 from limbeck.sources.rollouts import Rollouts
+from limbeck.sources.stages import Stages
 
-__all__ = ["Dataset", "DatasetStream", "Generated", "Rollouts"]
+__all__ = ["Critic", "Dataset", "DatasetStream", "Generated", "Rollouts", "Stages"]

@@ -10,6 +10,7 @@ from typing import Annotated, Any, ClassVar
 
 import torch
 from pydantic import ConfigDict, Field
+from torch import Tensor
 
 from limbeck.core.errors import DataError, RecipeError
 from limbeck.core.protocols import Source, Speaking
@@ -17,6 +18,7 @@ from limbeck.core.random import stream, stream_seed
 from limbeck.core.registry import register
 from limbeck.core.schedule import Ramp
 from limbeck.core.types import Sample, Sampling, Turn, Written
+from limbeck.sources.collapse import Collapse, Watch
 from limbeck.sources.replay import Buffer, Replay, from_json, to_json
 from limbeck.sources.speakers import StudentSpeaker
 
@@ -63,10 +65,12 @@ class Rollouts:
             takes fewer.
         replay: use the student's samples again.
         adaptive: let `share` grow with the held-out KL instead; it then is where it begins.
+        scorer: what gives each answer its score, such as `{kind: critic}`.
+        collapse: when the run stops because what is written has fallen apart.
     """
 
     ahead: ClassVar[bool] = False
-    parts: ClassVar[dict[str, str]] = {"of": "source", "speaker": "speaker"}
+    parts: ClassVar[dict[str, str]] = {"of": "source", "speaker": "speaker", "scorer": "scorer"}
 
     of: Any
     share: Share | Ramp = 1.0
@@ -78,6 +82,8 @@ class Rollouts:
     batch: Positive = 32
     replay: Replay | None = None
     adaptive: Adaptive | None = None
+    scorer: Any = None
+    collapse: Collapse = Collapse()
 
     def __post_init__(self) -> None:
         if self.adaptive is not None and isinstance(self.share, Ramp):
@@ -96,6 +102,7 @@ class Tally:
     tokens: int = 0
     ended: int = 0
     repeated: float = 0.0
+    surprise: float = 0.0
     seconds: float = 0.0
 
 
@@ -121,6 +128,8 @@ class RolloutStream:
         self.reference: float | None = None
         self.total_tokens = 0
         self.tally, self.ages = Tally(), [0, 0]
+        self.watch = Watch(spec.collapse)
+        self.scorer: Any = None
 
     def bind(self, student: Speaking, teachers: Mapping[str, Any], together: Any = None) -> None:
         """Say who writes.
@@ -131,6 +140,8 @@ class RolloutStream:
             together: the processes that train, which share the work of writing; see `train.mesh`.
         """
         self.student, self.teachers, self.together = student, teachers, together
+        if self.spec.scorer is not None:
+            self.scorer = self.spec.scorer.open(student, together, self.seed)
 
     def __iter__(self) -> Iterator[Sample]:
         return self
@@ -208,6 +219,8 @@ class RolloutStream:
         for place, (number, _) in enumerate(asked):
             mine = texts[place * spec.answers : (place + 1) * spec.answers]
             groups.append(self._group(questions[place], number, mine))
+        if self.scorer is not None:
+            groups = self.scorer.judge([sample for _, sample in asked], groups)
         self.tally.seconds += time.perf_counter() - began
         return groups
 
@@ -240,6 +253,7 @@ class RolloutStream:
             self.tally.tokens += len(one.ids)
             self.tally.ended += one.ended
             self.tally.repeated += repetition(one.ids)
+            self.tally.surprise -= sum(one.logp or ())
             self.total_tokens += len(one.ids)
             chat = any(turn.role for turn in question.turns)
             answer = Turn(text=one.text, role="assistant" if chat else None, learn=True)
@@ -270,6 +284,7 @@ class RolloutStream:
                 "length_tokens": tally.tokens / tally.answers,
                 "ended": tally.ended / tally.answers,
                 "repetition": tally.repeated / tally.answers,
+                "entropy_nats": tally.surprise / max(1, tally.tokens),
                 "seconds": tally.seconds,
             }
         if self.ages[1]:
@@ -277,7 +292,10 @@ class RolloutStream:
         if self.buffer is not None:
             figures["buffer"] = float(len(self.buffer))
         step.metrics |= {f"rollouts/{name}": value for name, value in figures.items()}
+        scored = getattr(self.scorer, "figures", {})
+        step.metrics |= {f"critic/{name}": value for name, value in scored.items()}
         self.tally, self.ages = Tally(), [0, 0]
+        self.watch.look(step.number, figures)
 
     def _adapt(self, metrics: Mapping[str, float]) -> None:
         measured = metrics.get("eval/kl_nats")
@@ -298,7 +316,13 @@ class RolloutStream:
             "total_tokens": self.total_tokens,
             "pending": [[at, to_json(sample)] for at, sample in self.pending],
             "buffer": self.buffer.state_dict() if self.buffer is not None else None,
+            "watch": self.watch.state_dict(),
         }
+
+    def tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """What of the scorer changes; see `core.protocols.Carried`."""
+        if self.scorer is not None:
+            yield from self.scorer.tensors()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from a `state_dict`."""
@@ -309,6 +333,7 @@ class RolloutStream:
         self.pending = deque((int(at), from_json(sample)) for at, sample in state["pending"])
         if self.buffer is not None:
             self.buffer.load_state_dict(state["buffer"])
+        self.watch.load_state_dict(state["watch"])
 
 
 def _question(sample: Sample) -> Sample:

@@ -141,10 +141,10 @@ class Checkpoints:
                         "exp_avg": place(moments[f"{name}/exp_avg"], parameter),
                         "exp_avg_sq": place(moments[f"{name}/exp_avg_sq"], parameter),
                     }
-        if trainer.carried:
+        if carried := dict(_named_carried(trainer)):
             kept = load_file(path / "carried.safetensors")
             with torch.no_grad():
-                for name, value in _named_carried(trainer):
+                for name, value in carried.items():
                     value.copy_(place(kept[name], value))
         state = dict(record["state"])
         trainer.state = State(**{**state, "scale": LossScale(**state["scale"])})
