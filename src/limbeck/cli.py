@@ -140,6 +140,63 @@ def cache(recipe: RecipePath, settings: Settings = None, debug: Debug = False) -
 
 
 @app.command()
+def continual(
+    recipes: Annotated[
+        list[Path], typer.Argument(metavar="RECIPE...", help="One for each way to learn.")
+    ],
+    task: Annotated[
+        list[str],
+        typer.Option(
+            "--task",
+            metavar="NAME=TRAIN,TEST",
+            help="Rows to learn, and problems with answers; once for each task, in order.",
+        ),
+    ],
+    out: Out,
+    match: Annotated[str, typer.Option(help="How answers are compared.")] = "last_number",
+    max_tokens: Annotated[int, typer.Option(help="Longest answer.")] = 256,
+    replay: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--replay",
+            metavar="RECIPE=SHARE",
+            help="Mix so many of the earlier tasks' rows in, for the recipe of this name.",
+        ),
+    ] = None,
+    debug: Debug = False,
+) -> None:
+    """Learn tasks one after the other, and show what is kept of the earlier ones.
+
+    Each RECIPE is an arm; its data, evaluations and, behind the first task, its student are those
+    of the task. Run again, it goes on where it stopped.
+    """
+    from limbeck.campaigns.continual import Stage, page
+    from limbeck.campaigns.continual import continual as learn
+    from limbeck.recipe.document import read
+
+    stages: list[Stage] = []
+    for text in task:
+        name, _, files = text.partition("=")
+        train, _, test = files.partition(",")
+        if not (name and train and test):
+            raise RecipeError("--task", f"{text!r} is not NAME=TRAIN,TEST")
+        stages.append(Stage(name=name, train=train, test=test))
+    shares: dict[str, float] = {}
+    for text in replay or ():
+        name, _, share = text.partition("=")
+        try:
+            shares[name] = float(share)
+        except ValueError:
+            raise RecipeError("--replay", f"{text!r} is not RECIPE=SHARE") from None
+        if name not in {path.stem for path in recipes} or not 0 <= shares[name] < 1:
+            raise RecipeError("--replay", f"{text!r}: a RECIPE's name, and a share below 1")
+    arms = {path.stem: read(path) for path in recipes}
+    settings = {"match": match, "max_tokens": max_tokens}
+    print(page(learn(arms, stages, out, test=settings, replay=shares)))
+    print(f"continual.md, continual.json and continual.png are in {out}")
+
+
+@app.command()
 def demo(
     out: Out = Path("runs/demo"),
     seeds: Annotated[int, typer.Option(min=1, help="Runs with different seeds.")] = 3,

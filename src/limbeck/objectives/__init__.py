@@ -4,6 +4,7 @@ from limbeck.objectives.attention import AttentionMaps, AttentionRelations
 from limbeck.objectives.dual_space import DualSpace
 from limbeck.objectives.features import Features
 from limbeck.objectives.policy import GroupPolicy, OnPolicyKL, TopKReverseKL
+from limbeck.objectives.sequence_ranking import SequenceRanking
 from limbeck.objectives.sparse import SparseKL
 from limbeck.objectives.token import (
     TAID,
@@ -53,6 +54,7 @@ __all__ = [
     "Ranking",
     "ReverseKL",
     "SemanticTransport",
+    "SequenceRanking",
     "SkewForwardKL",
     "SkewReverseKL",
     "SortedL1",

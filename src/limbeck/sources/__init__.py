@@ -3,7 +3,8 @@
 from limbeck.sources.critic import Critic
 from limbeck.sources.dataset import Dataset, DatasetStream
 from limbeck.sources.generated import Generated
+from limbeck.sources.mixture import Mixture
 from limbeck.sources.rollouts import Rollouts
 from limbeck.sources.stages import Stages
 
-__all__ = ["Critic", "Dataset", "DatasetStream", "Generated", "Rollouts", "Stages"]
+__all__ = ["Critic", "Dataset", "DatasetStream", "Generated", "Mixture", "Rollouts", "Stages"]

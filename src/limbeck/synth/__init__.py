@@ -1,1 +1,12 @@
 """Data from teachers: steps that turn rows into other rows."""
+
+from limbeck.synth.adaptive import Adaptive
+from limbeck.synth.best import Better
+from limbeck.synth.critique import Critique
+from limbeck.synth.divergence import Divergence
+from limbeck.synth.mixed import Mixed
+from limbeck.synth.ranking import Rank
+from limbeck.synth.revise import Revise
+from limbeck.synth.weights import Weights
+
+__all__ = ["Adaptive", "Better", "Critique", "Divergence", "Mixed", "Rank", "Revise", "Weights"]

@@ -1,0 +1,78 @@
+"""A ranking of whole answers to one prompt, as a loss on how likely each of them is."""
+
+import torch
+from torch import Tensor
+
+
+def sequence_ranking(
+    logp: Tensor,
+    length: Tensor,
+    score: Tensor,
+    group: Tensor,
+    *,
+    margin: float = 0.0,
+    mean: bool = False,
+) -> Tensor:
+    """How far the log-probabilities of a group's answers are from the order of their scores.
+
+    L_g = sum_{i, j in g: r_i < r_j} max(0, p_i - p_j + margin),   p = log q(y) / |y|
+
+    or the mean over these pairs. Each answer of a group is given L_g, so that the mean over the
+    group is L_g too, whichever of its answers are counted. Answers with equal scores are no pair;
+    an answer with score NaN is in none.
+
+    The sum is that of the paper: it grows with the square of a group's size. The mean does not,
+    and lets groups of different sizes weigh alike.
+
+    Args:
+        logp: [s] log-probability of each answer, with gradient; nats.
+        length: [s] how many tokens it has.
+        score: [s] r, higher is better; NaN where nothing is known.
+        group: [s] which group it is of.
+        margin: by how much a better answer should be likelier, nats a token.
+        mean: average over pairs instead of summing.
+
+    Returns:
+        [s] nats a token, >= 0; 0 where the order is right by the margin.
+
+    Raises:
+        ValueError: the margin is negative.
+
+    Source: Yuan et al., "RRHF" (arXiv 2304.05302), eq. 2; Hong et al., "CycleAlign"
+        (arXiv 2310.16271).
+
+    >>> logp, length = torch.tensor([-2.0, -6.0]), torch.tensor([2.0, 4.0])
+    >>> sequence_ranking(logp, length, torch.tensor([0.0, 1.0]), torch.tensor([7, 7])).tolist()
+    [0.5, 0.5]
+    """
+    if not margin >= 0:
+        raise ValueError(f"margin must be at least 0; it is {margin}")
+    if not len(logp):
+        return logp * 1.0
+    wide = torch.promote_types(logp.dtype, torch.float32)
+    each = logp.to(wide) / length.to(wide).clamp(min=1)
+    _, place, count = group.unique(return_inverse=True, return_counts=True)
+    table, there = _by_group(place, count)
+    p, r = each[table], score.to(torch.float64)[table]
+    # Padding and unknown scores compare as False, so they are in no pair.
+    known = there & ~r.isnan()
+    pair = (r[:, :, None] < r[:, None, :]) & known[:, :, None] & known[:, None, :]
+    left, right = p[:, :, None], p[:, None, :]
+    # Both may be impossible (-inf), and then neither is the likelier one.
+    gap = torch.where(pair & (left != right), left - right, 0.0)
+    hinge = torch.where(pair, (gap + margin).clamp(min=0), 0.0)
+    loss = hinge.sum((1, 2))
+    if mean:
+        loss = loss / pair.sum((1, 2)).clamp(min=1)
+    return loss[place]
+
+
+def _by_group(place: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
+    """[g, m] the answers of each group, 0 behind its last; [g, m] where there is one."""
+    order = place.argsort(stable=True)
+    first = count.cumsum(0) - count
+    column = torch.arange(len(place), device=place.device) - first[place[order]]
+    table = place.new_zeros(len(count), int(count.max()))
+    table[place[order], column] = order
+    there = torch.arange(table.shape[1], device=place.device) < count[:, None]
+    return table, there

@@ -1,0 +1,122 @@
+"""What a model thinks of each token of a row's text: read by it, or as it wrote the text."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import torch
+
+from limbeck.core.protocols import Reader
+from limbeck.core.types import Encoding, Sample, Turn
+from limbeck.synth.rows import Row
+
+WINDOW = 256
+"""Rows that are sorted by length together."""
+
+BATCH_TOKENS = 4096
+"""Most tokens, padding counted, of a batch that has more than one row."""
+
+SCORES = "scores"
+"""Note in which a step keeps the tokens that a teacher wrote, each as [text, log-probability]."""
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """Bytes `start` to `end` of a row's text, and the log-probability (nats) of the token there.
+
+    The token that ends the text is empty and stands at its end.
+    """
+
+    start: int
+    end: int
+    logp: float
+
+
+def sample_of(row: Row) -> Sample:
+    """The row as the sample that a student would learn from, its whole text as one answer."""
+    role = "assistant" if any(turn.role for turn in row.prompt) else None
+    answer = Turn(text=row.text, role=role, learn=True)
+    return Sample(id=row.id, turns=(*row.prompt, answer))
+
+
+def read_tokens(rows: Iterable[Row], reader: Reader) -> Iterator[tuple[Row, list[Token] | str]]:
+    """Each row, in order, with the tokens of its text under a model; or why there are none."""
+    waiting = iter(rows)
+    while window := list(islice(waiting, WINDOW)):
+        encodings = [reader.encode(sample_of(row)) for row in window]
+        found: dict[int, list[Token] | str] = {}
+        readable: list[int] = []
+        for place, encoding in enumerate(encodings):
+            if encoding.truncated:
+                found[place] = f"{reader.name} cannot read so long a text"
+            elif not encoding.rows:
+                found[place] = "there is no text to score"
+            else:
+                readable.append(place)
+        for batch in _batches(readable, encodings):
+            read = _read(reader, [encodings[place] for place in batch])
+            for place, tokens in zip(batch, read, strict=True):
+                before = sum(len(turn.text.encode()) for turn in window[place].prompt)
+                found[place] = [
+                    Token(max(0, token.start - before), token.end - before, token.logp)
+                    for token in tokens
+                    if token.start >= 0
+                ]
+        for place, row in enumerate(window):
+            yield row, found[place]
+
+
+def _batches(places: Sequence[int], encodings: Sequence[Encoding]) -> Iterator[list[int]]:
+    """Places sorted by length, so many at a time that their padded tokens fit."""
+    batch: list[int] = []
+    for place in sorted(places, key=lambda place: len(encodings[place].ids)):
+        if batch and len(encodings[place].ids) * (len(batch) + 1) > BATCH_TOKENS:
+            yield batch
+            batch = []
+        batch.append(place)
+    if batch:
+        yield batch
+
+
+def _read(reader: Reader, encodings: Sequence[Encoding]) -> list[list[Token]]:
+    view = reader.collate(encodings)
+    with torch.no_grad():
+        said = reader.read(view, frozenset({"chosen"})).chosen
+    assert said is not None
+    of = view.sample_of(view.rows).tolist()
+    spans = view.offsets.flatten(0, 1)[view.rows + 1].tolist()
+    lines: list[list[Token]] = [[] for _ in encodings]
+    for sample, (start, end), logp in zip(of, spans, said.float().tolist(), strict=True):
+        lines[sample].append(Token(start, end, logp))
+    return lines
+
+
+def written_tokens(row: Row) -> list[Token] | str:
+    """The tokens of a row's text as the teacher wrote them, from the note `scores`; or why not.
+
+    An API does not tell the probability of the end of a text, so there is no token for it.
+    """
+    kept: Any = row.notes.get(SCORES)
+    if not kept:
+        return "the teacher's scores are not there; ask for them with `scores: 0` in `answers`"
+    tokens: list[Token] = []
+    place = 0
+    spelt = ""
+    for one in kept:
+        text, logp = (one["text"], one["logp"]) if isinstance(one, Mapping) else one[:2]
+        spelt += text
+        size = len(text.encode(errors="replace"))
+        tokens.append(Token(place, place + size, float(logp)))
+        place += size
+    if spelt.strip() != row.text.strip():
+        return "the teacher's scores do not spell the text"
+    # White space before the first word may have been taken off the text since.
+    lead = len(spelt[: len(spelt) - len(spelt.lstrip())].encode())
+    lead -= len(row.text[: len(row.text) - len(row.text.lstrip())].encode())
+    size = len(row.text.encode())
+    return [
+        Token(max(0, t.start - lead), min(size, t.end - lead), t.logp)
+        for t in tokens
+        if t.end > lead
+    ]
