@@ -49,14 +49,17 @@ LABELS: dict[str, Any] = {"objective": "cross_entropy"}
 class Arm:
     """One way to train.
 
-    `terms` and `train` are as a recipe writes them. `rows` names the data: `data`, or `spoken`,
-    which the teacher wrote. `measured` is `teacher` or `student` for a model as it is, untrained.
+    `terms`, `train` and `teachers` (beside `big`) are as a recipe writes them, and so is `source`,
+    to which the data are given as its `of`. `rows` names the data: `data`, or `spoken`, which the
+    teacher wrote. `measured` is `teacher` or `student` for a model as it is, untrained.
     `note` says what stands beside it in the table.
     """
 
     title: str
     terms: tuple[Mapping[str, Any], ...] = ()
     train: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    teachers: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    source: Mapping[str, Any] = field(default_factory=dict[str, Any])
     rows: str = "data"
     measured: str | None = None
     note: str = ""
@@ -75,7 +78,10 @@ class Arm:
     @property
     def taught(self) -> bool:
         """Whether a teacher is read while the student trains."""
-        return any(kinds("objective")[kind].needs for kind in self.kinds)
+        listens = [kind for kind in self.kinds if kinds("objective")[kind].needs]
+        own = {term.get("teacher") for term in self.terms} & set(self.teachers)
+        speaks = "teacher" in self.source.get("speaker", {})
+        return speaks or (bool(listens) and not own)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +89,7 @@ class Material:
     """What all arms of a setting share.
 
     `student` and `teacher` are folders; `rows` are files of training rows by name; `train` is as a
-    recipe writes it; `task` is a file of problems with answers.
+    recipe writes it; `task` is a file of problems with answers, and `others` are more, by name.
     """
 
     student: str
@@ -94,6 +100,7 @@ class Material:
     max_length: int = 256
     task: str | None = None
     held_out_rows: int = 100
+    others: Mapping[str, str] = field(default_factory=dict[str, str])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,15 +134,18 @@ def references() -> list[Arm]:
 
 def job_of(material: Material, arm: Arm, seed: int) -> dict[str, Any]:
     """All that the process of a run must know, as JSON values."""
+    data = {"path": material.rows[arm.rows], "holdout": 0}
     recipe: dict[str, Any] = {
         "student": {"name": material.student, "max_length": material.max_length},
-        "teachers": {"big": {"name": material.teacher}} if arm.taught else {},
-        "source": {"path": material.rows[arm.rows], "holdout": 0},
+        "teachers": {**({"big": {"name": material.teacher}} if arm.taught else {}), **arm.teachers},
+        "source": {**arm.source, "of": data} if arm.source else data,
         "terms": [dict(term) for term in arm.terms],
         "train": {**material.train, "save_every": 100_000, "device": "cpu", **arm.train},
         "seed": seed,
     }
-    return {"recipe": recipe, "measured": arm.measured, "material": asdict(material)}
+    # What is not used leaves no trace, so that older rows stay what they are.
+    used = {key: value for key, value in asdict(material).items() if value or key != "others"}
+    return {"recipe": recipe, "measured": arm.measured, "material": used}
 
 
 def fingerprint(job: Mapping[str, Any], folder: Path) -> str:

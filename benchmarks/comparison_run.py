@@ -76,6 +76,7 @@ def peak_bytes() -> int:
 def curves(metrics: Path) -> dict[str, Any]:
     """The median step, and what each term's loss was in the first and the last tenth of steps."""
     lines = [json.loads(line) for line in metrics.read_text().splitlines()]
+    written = [line["rollouts/tokens"] for line in lines if "rollouts/tokens" in line]
     total = [line["seconds"] for line in lines]
     steps = [b - a for a, b in zip(total, total[1:], strict=False)]
     tenth = max(1, len(lines) // 10)
@@ -89,6 +90,7 @@ def curves(metrics: Path) -> dict[str, Any]:
         "step_seconds": median(steps[FIRST_STEPS:] or steps),
         "skipped_steps": lines[-1]["skipped"],
         "losses": losses,
+        **({"written_tokens": written[-1]} if written else {}),
     }
 
 
@@ -116,14 +118,39 @@ def measure(trained: Path, material: dict[str, Any], which: str | None) -> dict[
         scores |= Agreement().measure(model, teacher, held_out)
     found: dict[str, Any] = {name: score.value for name, score in scores.items()}
     found["parameters"] = sum(p.numel() for p in model.module.parameters())
-    if material["task"] is not None:
-        task = Task(name="task", path=material["task"], match="last_number")
+    files = {"right": material["task"], **material.get("others", {})}
+    for name, path in files.items():
+        if path is None:
+            continue
+        task = Task(name=name, path=path, match="last_number")
         problems = task.problems()
-        spoken = model.speak([sample for sample, _ in problems], Sampling(max_tokens=160))
+        prompts = [sample for sample, _ in problems]
+        spoken = model.speak(prompts, Sampling(max_tokens=160))
         right = task.judge(spoken, [answer for _, answer in problems])
-        found["right"] = "".join("01"[one] for one in right)
+        found[name] = "".join("01"[one] for one in right)
+        if name == "right" and len(files) > 1:
+            found |= of_own_text(model, teacher, prompts, spoken)
     found["measure_seconds"] = time.perf_counter() - began
     return found
+
+
+def of_own_text(model: Any, teacher: Any, prompts: Any, spoken: Any) -> dict[str, Any]:
+    """Agreement on what the student itself writes, where its mistakes lead it, and its length."""
+    from dataclasses import replace
+
+    from limbeck.core.types import Turn
+    from limbeck.evals import Agreement
+
+    own = [
+        replace(prompt, turns=(*prompt.prompt, Turn(text=text, learn=True)))
+        for prompt, text in zip(prompts, spoken, strict=True)
+    ]
+    scores = Agreement().measure(model, teacher, own)
+    lengths = [model.encode(sample).rows for sample in own]
+    return {
+        **{f"own_{name}": score.value for name, score in scores.items()},
+        "answer_tokens": mean(lengths),
+    }
 
 
 if __name__ == "__main__":

@@ -60,14 +60,19 @@ def spread(values: Sequence[float | None], form: str) -> str:
     return f"{shown} [{form.format(min(known))}, {form.format(max(known))}]"
 
 
-def accuracy(rows: Rows) -> str:
+def accuracy_of(name: str) -> Callable[[Rows, Arms], str]:
+    """The column of another file of problems."""
+    return lambda rows, _: accuracy(rows, name)
+
+
+def accuracy(rows: Rows, name: str = "right") -> str:
     """Share of right answers over all seeds, with its 95% interval.
 
     The seeds answer the same problems, so the interval is over problems, each with its mean.
     """
     from limbeck.evals.score import share_interval
 
-    answers = [row["right"] for row in rows if row.get("right")]
+    answers = [row[name] for row in rows if row.get(name)]
     if not answers:
         return NOTHING
     right = [float(column.count("1")) for column in map("".join, zip(*answers, strict=True))]
