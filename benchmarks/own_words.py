@@ -6,7 +6,8 @@
 
 The embedded domain: word problems, the teacher and the student that ship with limbeck. All arms of
 a seed have the same starting weights, prompts, steps and tokens a step; nothing was tuned for any
-of them. What the student writes is drawn at temperature 1, at most 100 tokens, 32 prompts at a time.
+of them. What the student writes is drawn at temperature 1: at most 100 tokens, 32 prompts at a
+time.
 
 "own text" is measured where the student will be used: it answers unseen problems greedily, and the
 teacher reads what it wrote. If it is worse there than on given text, mistakes lead to mistakes.

@@ -191,9 +191,7 @@ def test_batches_resume_within_a_window_that_spans_two_stages(files, make_recipe
             return Encoding(ids=[1] * length, learn=flags, starts=[0] * length, ends=[0] * length)
 
     def steps(batches, count):
-        return [
-            [item.sample.id for part in batches.next(1) for item in part] for _ in range(count)
-        ]
+        return [[item.sample.id for part in batches.next(1) for item in part] for _ in range(count)]
 
     spec = stages(files, (2,))
     batches = Batches(spec.open(0), Words(), 30, 0)

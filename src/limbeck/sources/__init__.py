@@ -6,5 +6,15 @@ from limbeck.sources.generated import Generated
 from limbeck.sources.mixture import Mixture
 from limbeck.sources.rollouts import Rollouts
 from limbeck.sources.stages import Stages
+from limbeck.sources.vllm import VLLMSpeaker
 
-__all__ = ["Critic", "Dataset", "DatasetStream", "Generated", "Mixture", "Rollouts", "Stages"]
+__all__ = [
+    "Critic",
+    "Dataset",
+    "DatasetStream",
+    "Generated",
+    "Mixture",
+    "Rollouts",
+    "Stages",
+    "VLLMSpeaker",
+]

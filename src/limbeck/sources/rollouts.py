@@ -119,6 +119,7 @@ class RolloutStream:
         self.spec, self.given, self.seed = spec, given, seed
         self.holdout = given.holdout
         self.student: Speaking | None = None
+        self.speaker: Any = spec.speaker
         self.teachers: Mapping[str, Any] = {}
         self.together: Any = None
         self.buffer = Buffer(spec.replay) if spec.replay else None
@@ -140,6 +141,8 @@ class RolloutStream:
             together: the processes that train, which share the work of writing; see `train.mesh`.
         """
         self.student, self.teachers, self.together = student, teachers, together
+        opens = getattr(self.spec.speaker, "open", None)
+        self.speaker = opens(student) if opens else self.spec.speaker
         if self.spec.scorer is not None:
             self.scorer = self.spec.scorer.open(student, together, self.seed)
 
@@ -228,11 +231,11 @@ class RolloutStream:
         self, lines: Sequence[Sequence[int]], seeds: Sequence[int], sampling: Sampling
     ) -> Sequence[Any]:
         """What is written behind each line; each process writes its part, where they can part."""
-        student, spec, all_of = self.student, self.spec, self.together
+        student, speaker, all_of = self.student, self.speaker, self.together
         assert student is not None
 
         def write(lines: Sequence[Sequence[int]], seeds: Sequence[int]) -> Sequence[Any]:
-            return spec.speaker.write(student, self.teachers, lines, seeds, sampling)
+            return speaker.write(student, self.teachers, lines, seeds, sampling)
 
         if all_of is None or all_of.size == 1 or all_of.parallel == "fsdp":
             return write(lines, seeds)  # a split model needs all processes for every word
@@ -277,6 +280,8 @@ class RolloutStream:
     def on_step(self, step: Any) -> None:
         """Note how far the run is, and add what was written to the step's figures."""
         self.step, self.last = step.number, step.last
+        if hasattr(self.speaker, "on_step"):
+            self.speaker.on_step()
         self._adapt(step.metrics)
         tally, figures = self.tally, {"share": self.share, "tokens": float(self.total_tokens)}
         if tally.answers:

@@ -1,0 +1,151 @@
+"""The student writes through vLLM, in the same process: much faster on a GPU than one's own loop.
+
+The engine holds a second copy of the weights. Before it writes it is handed those of the student,
+if a step has been taken since, and its prefix cache is emptied, which is of other weights.
+"""
+
+import os
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from limbeck.core.errors import RecipeError
+from limbeck.core.protocols import Speaking
+from limbeck.core.registry import register
+from limbeck.core.types import Sampling
+from limbeck.models.writing import Written
+
+
+@register("speaker", "vllm")
+@dataclass(frozen=True, kw_only=True)
+class VLLMSpeaker:
+    """The student alone, written by vLLM on the GPU that trains (`pip install 'limbeck[vllm]'`).
+
+    Its draws are seeded, but those of one vLLM version on one kind of GPU: a resumed run is not
+    promised to be bit-identical, as it is with the speaker `student`.
+
+    Attributes:
+        memory: share of the GPU's memory that the engine may take.
+        every: steps for which it may write with the same weights.
+    """
+
+    memory: Annotated[float, Field(gt=0, lt=1)] = 0.3
+    every: Annotated[int, Field(gt=0)] = 1
+
+    def open(self, student: Any) -> "VLLMWriter":
+        """Start the engine with the student's configuration.
+
+        Raises:
+            RecipeError: vLLM is not installed, or the student has adapters or is split.
+        """
+        return VLLMWriter(self, student)
+
+    def write(self, *_: Any) -> Sequence[Any]:
+        """Not without an engine: see `open`."""
+        raise NotImplementedError
+
+
+class VLLMWriter:
+    """A running engine.
+
+    Args:
+        spec: how it runs.
+        student: whose weights it takes.
+        engine: with the interface of `vllm.LLM`; made where none is given.
+        parameters: with that of `vllm.SamplingParams`.
+    """
+
+    def __init__(
+        self, spec: VLLMSpeaker, student: Any, engine: Any = None, parameters: Any = None
+    ) -> None:
+        if hasattr(student.transformer, "peft_config"):
+            raise RecipeError(
+                "source.speaker",
+                "vllm takes whole weights, and the student trains adapters; use"
+                " the speaker `student`",
+            )
+        self.spec, self.student = spec, student
+        self.engine, self.parameters = engine, parameters
+        if engine is None:
+            self.engine, self.parameters = _start(spec, student)
+        self.steps = spec.every  # stale: it began with the weights of a file
+
+    def write(
+        self,
+        student: Speaking,
+        teachers: Mapping[str, Any],
+        prompts: Sequence[Sequence[int]],
+        seeds: Sequence[int],
+        sampling: Sampling,
+    ) -> Sequence[Written]:
+        """Continue each prompt with the student's present weights."""
+        del student, teachers
+        if self.steps >= self.spec.every:
+            self._take_weights()
+        asked = [{"prompt_token_ids": list(prompt)} for prompt in prompts]
+        settings = [
+            self.parameters(
+                n=1,
+                temperature=sampling.temperature,
+                top_p=sampling.top_p,
+                top_k=-1,
+                max_tokens=sampling.max_tokens,
+                seed=seed % 2**31,
+                stop=list(sampling.stop) or None,
+                logprobs=0,
+                repetition_penalty=1.0,
+                stop_token_ids=self.student.end_tokens,
+            )
+            for seed in seeds
+        ]
+        heard = self.engine.generate(asked, settings, use_tqdm=False)
+        return [_written(output.outputs[0]) for output in heard]
+
+    def on_step(self) -> None:
+        """A step was taken: the weights are others now."""
+        self.steps += 1
+
+    def _take_weights(self) -> None:
+        def load(model: Any) -> None:
+            model.load_weights(self._weights())
+
+        self.engine.apply_model(load)
+        self.engine.reset_prefix_cache()
+        self.steps = 0
+
+    def _weights(self) -> Iterator[tuple[str, Tensor]]:
+        for name, value in self.student.transformer.state_dict().items():
+            yield name, value.detach()
+
+
+def _start(spec: VLLMSpeaker, student: Any) -> tuple[Any, Any]:
+    try:
+        # The engine's own process could not be handed tensors without pickling functions.
+        os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+        import vllm  # pyright: ignore[reportMissingImports]
+    except ImportError:
+        raise RecipeError(
+            "source.speaker", "vllm is not installed: pip install 'limbeck[vllm]'"
+        ) from None
+    with tempfile.TemporaryDirectory() as folder:
+        student.transformer.save_pretrained(folder)
+        student.tokenizer.save_pretrained(folder)
+        engine = vllm.LLM(
+            model=folder,
+            gpu_memory_utilization=spec.memory,
+            max_model_len=student.encoder.max_length,
+            dtype=str(student.autocast or torch.float32).removeprefix("torch."),
+            enforce_eager=True,
+        )
+    return engine, vllm.SamplingParams
+
+
+def _written(output: Any) -> Written:
+    ids = list(output.token_ids)
+    logp = [float(row[token].logprob) for token, row in zip(ids, output.logprobs, strict=True)]
+    return Written(text=output.text, ended=output.finish_reason == "stop", ids=ids, logp=logp)

@@ -1,0 +1,130 @@
+"""vLLM as the speaker, with an engine of the same interface: it cannot run here."""
+
+import math
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from limbeck.core.errors import RecipeError
+from limbeck.core.specs import Lora
+from limbeck.core.types import Sampling
+from limbeck.models.load import load_student
+from limbeck.sources.dataset import Dataset
+from limbeck.sources.rollouts import Rollouts
+from limbeck.sources.vllm import VLLMSpeaker, VLLMWriter
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def student(make_recipe):
+    return load_student(make_recipe().student, make_recipe().teachers, CPU, 0)
+
+
+class Engine:
+    """As `vllm.LLM`: a model of its own, which answers greedily in its own words."""
+
+    def __init__(self, make_recipe):
+        self.model = load_student(make_recipe().student, make_recipe().teachers, CPU, 1)
+        with torch.no_grad():
+            for parameter in self.model.module.parameters():
+                parameter.zero_()
+        self.emptied, self.asked = 0, []
+
+    def generate(self, prompts, params, use_tqdm=True):
+        assert not use_tqdm
+        outputs = []
+        for prompt, setting in zip(prompts, params, strict=True):
+            self.asked.append(setting)
+            (said,) = self.model.write(
+                [prompt["prompt_token_ids"]],
+                [setting.seed],
+                Sampling(max_tokens=setting.max_tokens, temperature=setting.temperature, scores=0),
+            )
+            rows = [
+                {token: SimpleNamespace(logprob=logp)}
+                for token, logp in zip(said.ids, said.logp, strict=True)
+            ]
+            reason = "stop" if said.ended else "length"
+            one = SimpleNamespace(
+                token_ids=tuple(said.ids), text=said.text, logprobs=rows, finish_reason=reason
+            )
+            outputs.append(SimpleNamespace(outputs=[one]))
+        return outputs
+
+    def apply_model(self, function):
+        return [function(SimpleNamespace(load_weights=self.load))]
+
+    def load(self, weights):
+        state = self.model.transformer.state_dict()
+        for name, value in weights:
+            state[name].copy_(value)
+
+    def reset_prefix_cache(self):
+        self.emptied += 1
+
+
+def writer(make_recipe, student, **fields):
+    engine = Engine(make_recipe)
+    return engine, VLLMWriter(VLLMSpeaker(**fields), student, engine, SimpleNamespace)
+
+
+def nudge(student):
+    with torch.no_grad():
+        for parameter in student.module.parameters():
+            parameter.mul_(1.1)
+
+
+def test_it_writes_what_the_student_would(make_recipe, student, tiny_data):
+    engine, speaker = writer(make_recipe, student)
+    sampling = Sampling(max_tokens=6, temperature=1.0, scores=0)
+    prompts, seeds = [[5, 6, 7], [8, 9]], [3, 4]
+    said = speaker.write(student, {}, prompts, seeds, sampling)
+    expected = student.write(prompts, seeds, sampling)
+    assert [one.ids for one in said] == [one.ids for one in expected]
+    assert said[0].logp == pytest.approx(list(expected[0].logp), abs=1e-5)
+    setting = engine.asked[0]
+    assert (setting.top_p, setting.top_k, setting.n, setting.repetition_penalty) == (1, -1, 1, 1)
+
+
+def test_it_gets_the_weights_after_each_step_and_forgets_what_it_read(make_recipe, student):
+    engine, speaker = writer(make_recipe, student, every=2)
+    sampling = Sampling(max_tokens=3, scores=0)
+    for steps, expected in ((0, 1), (1, 1), (1, 2), (2, 3)):
+        for _ in range(steps):
+            nudge(student)
+            speaker.on_step()
+        speaker.write(student, {}, [[5, 6]], [1], sampling)
+        assert engine.emptied == expected
+    for mine, its in zip(
+        student.module.parameters(), engine.model.module.parameters(), strict=True
+    ):
+        assert torch.equal(mine, its)
+
+
+def test_a_source_tells_it_of_steps(make_recipe, student, tiny_data, monkeypatch):
+    engine, speaker = writer(make_recipe, student)
+    monkeypatch.setattr(VLLMSpeaker, "open", lambda spec, student: speaker)
+    of = Dataset(path=str(tiny_data), holdout=4)
+    stream = Rollouts(of=of, speaker=VLLMSpeaker(), max_tokens=4, batch=2).open(0)
+    stream.bind(student, {})
+    sample = next(stream)
+    assert sample.written is not None
+    assert math.isfinite(sum(sample.written.logp))
+    stream.on_step(SimpleNamespace(number=1, last=3, metrics={}))
+    assert speaker.steps == 1
+    for _ in range(2):
+        next(stream)
+    assert engine.emptied == 2
+
+
+def test_what_it_cannot_do_is_said(make_recipe, student):
+    from dataclasses import replace
+
+    spec = replace(make_recipe().student, lora=Lora(rank=2))
+    adapted = load_student(spec, make_recipe().teachers, CPU, 0)
+    with pytest.raises(RecipeError, match="adapters"):
+        VLLMWriter(VLLMSpeaker(), adapted, object(), object())
+    with pytest.raises(RecipeError, match=r"limbeck\[vllm\]"):
+        VLLMSpeaker().open(student)
