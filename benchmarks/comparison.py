@@ -51,7 +51,8 @@ class Arm:
 
     `terms`, `train` and `teachers` (beside `big`) are as a recipe writes them, and so is `source`,
     to which the data are given as its `of`. `rows` names the data: `data`, or `spoken`, which the
-    teacher wrote. `measured` is `teacher` or `student` for a model as it is, untrained.
+    teacher wrote; `a then b` names two, for a source of several. `measured` is `teacher` or
+    `student` for a model as it is, untrained.
     `note` says what stands beside it in the table.
     """
 
@@ -134,7 +135,8 @@ def references() -> list[Arm]:
 
 def job_of(material: Material, arm: Arm, seed: int) -> dict[str, Any]:
     """All that the process of a run must know, as JSON values."""
-    data = {"path": material.rows[arm.rows], "holdout": 0}
+    files = [{"path": material.rows[name], "holdout": 0} for name in arm.rows.split(" then ")]
+    data = files if len(files) > 1 else files[0]
     recipe: dict[str, Any] = {
         "student": {"name": material.student, "max_length": material.max_length},
         "teachers": {**({"big": {"name": material.teacher}} if arm.taught else {}), **arm.teachers},

@@ -140,6 +140,36 @@ def cache(recipe: RecipePath, settings: Settings = None, debug: Debug = False) -
 
 
 @app.command()
+def generate(
+    recipe: RecipePath,
+    settings: Settings = None,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Show the first prompts and the price; send nothing."),
+    ] = False,
+    debug: Debug = False,
+) -> None:
+    """Make the rows of RECIPE's `generated` sources with the help of its teachers.
+
+    It can be stopped and started again: what a teacher has said is recorded, and never asked for
+    twice.
+    """
+    from limbeck.recipe.document import override, read
+    from limbeck.recipe.generate import dry_run as show
+    from limbeck.recipe.generate import generate as make
+
+    document = override(read(recipe), settings or ())
+    if dry_run:
+        print(show(document))
+        return
+    cards = make(document)
+    if not cards:
+        raise RecipeError("source", "no source of this recipe is of kind `generated`")
+    for card in cards:
+        print(f"{card.recipe['source']['path']}: {card.render()}")
+
+
+@app.command()
 def continual(
     recipes: Annotated[
         list[Path], typer.Argument(metavar="RECIPE...", help="One for each way to learn.")

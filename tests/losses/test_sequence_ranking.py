@@ -96,10 +96,16 @@ def test_equal_scores_single_answers_and_none_at_all_cost_nothing():
 def test_length_is_what_a_token_is_worth():
     """The same text in twice as many tokens of the same probability each is ranked alike."""
     short = sequence_ranking(
-        torch.tensor([-2.0, -3.0]), torch.tensor([2.0, 3.0]), torch.tensor([0.0, 1.0]), torch.ones(2)
+        torch.tensor([-2.0, -3.0]),
+        torch.tensor([2.0, 3.0]),
+        torch.tensor([0.0, 1.0]),
+        torch.ones(2),
     )
     long = sequence_ranking(
-        torch.tensor([-4.0, -3.0]), torch.tensor([4.0, 3.0]), torch.tensor([0.0, 1.0]), torch.ones(2)
+        torch.tensor([-4.0, -3.0]),
+        torch.tensor([4.0, 3.0]),
+        torch.tensor([0.0, 1.0]),
+        torch.ones(2),
     )
     assert short.tolist() == long.tolist() == [0.0, 0.0]
 

@@ -95,7 +95,9 @@ def test_no_known_answer_no_row_and_groups_keep_their_order():
 def test_other_ways_to_compare_answers():
     rows = [row("a", "Because it is so: Paris", answer="Paris")]
     exact = step(match="exact", prefix="", answer="{answer}")
-    assert good(run_step(exact, rows, student("Paris", " Paris\n"))[0])[0].notes["direct_passes"] == 2
+    assert (
+        good(run_step(exact, rows, student("Paris", " Paris\n"))[0])[0].notes["direct_passes"] == 2
+    )
     pattern = step(match="regex", pattern=r"is (\w+)", prefix="It is ")
     (one,) = run_step(pattern, rows, student("Paris.", "Rome."))[0]
     assert one.notes["direct_passes"] == 1

@@ -10,9 +10,7 @@ from limbeck.synth.budget import budget_curve
 
 def by_hand(p, direct, reasoned, threshold):
     """Accuracy and mean tokens where reasoning is used from a threshold on."""
-    chosen = [
-        (reasoned if one >= threshold else direct, place) for place, one in enumerate(p)
-    ]
+    chosen = [(reasoned if one >= threshold else direct, place) for place, one in enumerate(p)]
     right = sum(bool(side[0][place]) for side, place in chosen) / len(p)
     tokens = sum(side[1][place] for side, place in chosen) / len(p)
     return right, tokens

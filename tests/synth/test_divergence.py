@@ -153,7 +153,9 @@ def with_share(name, group, high):
 
 def by_word():
     def theirs(text, start, end):
-        return -0.1 * (end - start) if "Yes" in sentence_at(text, start, end) else -1.0 * (end - start)
+        return (
+            -0.1 * (end - start) if "Yes" in sentence_at(text, start, end) else -1.0 * (end - start)
+        )
 
     def sentence_at(text, start, end):
         return next(s.text for s in sentences(text) if s.start < end <= s.end)
@@ -208,7 +210,7 @@ def test_scores_that_the_teacher_wrote_stand_for_its_reading():
     assert one.reads == ("student",)
     found, _ = run_step(one, rows, readers={"student": reader()})
     assert found[0].notes["teacher_sentences"] == 3
-    assert "ask for them with `scores: 0`" in found[1].failure
+    assert "ask for them with `scores: true`" in found[1].failure
     assert found[2].failure == "the teacher's scores do not spell the text"
 
 
@@ -218,7 +220,10 @@ def test_written_tokens_have_their_places_where_white_space_was_taken_off(lead):
     text = lead + "Zwei größer"
     found = written_tokens(row("a", text, notes={"scores": said}))
     at = len(lead)
-    assert [(t.end, t.logp) for t in found] == [(at + 4, -1.0), (at + 4 + len(" größer".encode()), -2.0)]
+    assert [(t.end, t.logp) for t in found] == [
+        (at + 4, -1.0),
+        (at + 4 + len(" größer".encode()), -2.0),
+    ]
     assert found[0].start == 0 or lead == ""
     assert text.encode()[found[1].start : found[1].end].decode() == " größer"
 

@@ -29,9 +29,7 @@ def compare(by, say, incumbent, challenger):
         sampling=Sampling(),
         seed=0,
     )
-    pair = Pair(
-        name="row", prompt=(Turn(text="Q?\n"),), incumbent=incumbent, challenger=challenger
-    )
+    pair = Pair(name="row", prompt=(Turn(text="Q?\n"),), incumbent=incumbent, challenger=challenger)
     ((_, verdict),) = judge.compare([("item", pair)])
     return verdict.margin
 
@@ -112,8 +110,7 @@ def test_each_answer_stands_first_once_and_the_code_is_the_questions_own():
         seed=0,
     )
     pairs = [
-        Pair(name=str(k), prompt=(Turn(text="Q"),), incumbent="x", challenger="y")
-        for k in range(3)
+        Pair(name=str(k), prompt=(Turn(text="Q"),), incumbent="x", challenger="y") for k in range(3)
     ]
     items = [(0, pairs[0]), (1, None), (2, pairs[1]), (3, pairs[2]), (4, None)]
     found = list(judge.compare(items))

@@ -123,7 +123,9 @@ def test_rows_that_cannot_be_begun_have_failed():
 
 
 def test_only_the_teachers_part_may_be_learnt():
-    found, _ = run_step(step(keep=False, learn="teacher"), [row("a", KNOWN)], writers(lambda q, k: LONG))
+    found, _ = run_step(
+        step(keep=False, learn="teacher"), [row("a", KNOWN)], writers(lambda q, k: LONG)
+    )
     (one,) = found
     whole = "".join(turn.text for turn in one.prompt) + one.completion
     assert one.completion == " the end."
@@ -147,7 +149,7 @@ def test_a_cut_is_before_white_space_and_far_enough(text, beyond, seed):
 
 def test_places_are_drawn_evenly():
     text = "ab cd ef gh ij"
-    counts = {place: 0 for place in (8, 11)}
+    counts = dict.fromkeys((8, 11), 0)
     for seed in range(400):
         counts[cut_place(text, 0.5, torch.Generator().manual_seed(seed))] += 1
     assert abs(counts[8] - 200) < 40  # four standard deviations

@@ -261,9 +261,7 @@ def test_a_teacher_without_an_answer_is_left_out():
 
 
 def test_a_row_alone_cannot_win():
-    found, _ = run_step(
-        Better(judge="api"), [row("a", "answer 1")], {"api": FakeWriter(teacher)}
-    )
+    found, _ = run_step(Better(judge="api"), [row("a", "answer 1")], {"api": FakeWriter(teacher)})
     assert "nothing to compare" in found[0].failure
 
 

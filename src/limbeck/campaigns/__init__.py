@@ -1,1 +1,1 @@
-"""Campaigns: what trains more than once, each time on what the time before left."""
+"""What runs a recipe more than once."""

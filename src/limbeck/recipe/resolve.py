@@ -4,7 +4,7 @@ import hashlib
 import json
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from functools import partial
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
@@ -74,6 +74,51 @@ def resolve(document: Document) -> Recipe:
     simple = {key: values[key] for key in ("compare", "seed") if values.get(key) is not None}
     recipe = _validated(Recipe, {**parts, **simple}, "", document)
     return fit(recipe, document)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Generation:
+    """What `limbeck generate` needs of a recipe; it may have nothing else."""
+
+    source: Any
+    teachers: Mapping[str, Any]
+    student: Any
+    seed: int
+    file: str | None
+
+
+def resolve_generation(document: Document) -> Generation:
+    """The part of a recipe that makes data: source, teachers, seed, and the student if it has one.
+
+    Raises:
+        RecipeError: a field is unknown, missing, of the wrong type or out of range.
+    """
+    values = document.values
+    _known(values, [field.name for field in fields(Recipe)], "", document)
+    if values.get("source") is None:
+        raise document.error("source", "is missing")
+    teachers = _mapping(_or(values.get("teachers"), {}), "teachers", document)
+    student, seed = values.get("student"), _or(values.get("seed"), 0)
+    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
+        raise document.error("seed", f"a whole number from 0 is wanted; it is {seed!r}")
+    return Generation(
+        source=_kind("source", values["source"], "source", document),
+        teachers={n: _kind("teacher", v, f"teachers.{n}", document) for n, v in teachers.items()},
+        student=None if student is None else _kind("student", student, "student", document),
+        seed=seed,
+        file=document.file,
+    )
+
+
+def generation_of(recipe: Recipe) -> Generation:
+    """The same of a whole recipe."""
+    return Generation(
+        source=recipe.source,
+        teachers=recipe.teachers,
+        student=recipe.student,
+        seed=recipe.seed,
+        file=None,
+    )
 
 
 def to_mapping(recipe: Recipe) -> dict[str, Any]:

@@ -28,10 +28,11 @@ from limbeck.objectives import CrossEntropy
 from limbeck.recipe.cache import open_cache
 from limbeck.recipe.check import Facts, check
 from limbeck.recipe.document import Document, read
+from limbeck.recipe.generate import check_generated
 from limbeck.recipe.plots import draw
 from limbeck.recipe.ready import ready_terms
 from limbeck.recipe.report import Arms, Report, make_report
-from limbeck.recipe.resolve import describe, dump, resolve, sha256, training_sha256
+from limbeck.recipe.resolve import describe, dump, generation_of, resolve, sha256, training_sha256
 from limbeck.recipe.schema import Recipe, Term
 from limbeck.teachers.ensemble import Ensemble, behind
 from limbeck.teachers.itself import Itself, needs_copy
@@ -149,6 +150,7 @@ class _Run:
         self.recipe, self.facts, self.out, self.mesh = recipe, facts, out, mesh
         self.document = document
         # Data first: it is quick to check, and a wrong row should not cost the loading of weights.
+        check_generated(generation_of(recipe))
         self.source = recipe.source.open(recipe.seed)
         given = getattr(self.source, "given", self.source)
         self.starts = {source: source.state_dict() for source in (self.source, given)}

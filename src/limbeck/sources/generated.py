@@ -1,11 +1,22 @@
 """Rows that `limbeck generate` has made with the help of teachers."""
 
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
 
+from limbeck.core.errors import DataError
 from limbeck.core.registry import register
+from limbeck.sources.dataset import DatasetStream, Samples, open_samples
+from limbeck.sources.files import open_rows
+
+ROWS, FAILED, CARD, PAGE = "rows.jsonl", "failed.jsonl", "card.json", "README.md"
+"""The files of such a folder: what to train on, what failed and why, figures, the data's card."""
+
+MAKE = "limbeck generate RECIPE"
 
 
 @register("source", "generated")
@@ -17,8 +28,8 @@ class Generated:
         path: the folder in which they lie.
         of: where the first rows come from: prompts, documents, seeds, or labelled data.
         steps: what is done with them, in order.
-        holdout: how many of the rows that were made to keep from training, or the path of a file
-            of held-out rows.
+        holdout: how many of the rows that were made to keep from training (whole groups), or the
+            path of a file of held-out rows.
     """
 
     ahead: ClassVar[bool] = True
@@ -28,3 +39,40 @@ class Generated:
     of: Any
     steps: tuple[Any, ...]
     holdout: Annotated[int, Field(ge=0)] | str = 64
+
+    @property
+    def folder(self) -> Path:
+        """The folder."""
+        return Path(self.path).expanduser()
+
+    def card(self) -> Mapping[str, Any]:
+        """What is known of the rows: see `recipe.card`.
+
+        Raises:
+            DataError: they have not been made.
+        """
+        try:
+            return json.loads((self.folder / CARD).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise DataError(f"{self.path} holds no rows yet; make them first: {MAKE}") from None
+        except (OSError, ValueError) as error:
+            said = " ".join(str(error).split())
+            raise DataError(f"{self.path}/{CARD} cannot be read ({said}); run {MAKE}") from None
+
+    def open(self, seed: int) -> DatasetStream:
+        """Read and check every row, set held-out ones aside, and start the stream.
+
+        Raises:
+            DataError: the rows have not been made, or there are none.
+        """
+        self.card()
+        path = self.folder / ROWS
+        if not path.exists() or not path.stat().st_size:
+            raise DataError(
+                f"{self.path}: no row was fit to train on; {FAILED} there says why of each"
+            )
+        samples = Samples(open_rows(str(path), "train"), {})
+        held: Any = self.holdout
+        if isinstance(held, str):
+            held = list(Samples(open_rows(held, "train"), {}))
+        return open_samples(samples, held, seed)

@@ -99,7 +99,7 @@ def written_tokens(row: Row) -> list[Token] | str:
     """
     kept: Any = row.notes.get(SCORES)
     if not kept:
-        return "the teacher's scores are not there; ask for them with `scores: 0` in `answers`"
+        return "the teacher's scores are not there; ask for them with `scores: true` in `answers`"
     tokens: list[Token] = []
     place = 0
     spelt = ""

@@ -24,6 +24,7 @@ class Desk:
             log-probabilities.
         folder: where the recipe's relative paths start, such as those of templates.
         counts: what a step counts for the card and the screen, such as `unparsable verdicts`.
+        figures: what a step measures for them, such as a mean.
     """
 
     seed: int
@@ -31,6 +32,7 @@ class Desk:
     reader: Callable[[str], Reader]
     folder: Path = Path()
     counts: Counter[str] = field(default_factory=Counter[str])
+    figures: dict[str, float] = field(default_factory=dict[str, float])
 
 
 class Step(Protocol):
@@ -38,18 +40,19 @@ class Step(Protocol):
 
     A step is a frozen value of a registered kind (slot `step`). Rows with a `failure` never reach
     it. It gives each row on with a reason in `failure` rather than losing it, so that every prompt
-    has a final row.
-
-    Attributes:
-        asks: (property) names of the teachers that it asks for text.
-        reads: (property) names of the teachers that it lets read text.
+    has a final row. What decides its rows besides its fields, such as a template's file, it names
+    in `files`.
     """
 
     @property
-    def asks(self) -> Sequence[str]: ...
+    def asks(self) -> Sequence[str]:
+        """Names of the teachers that it asks for text."""
+        ...
 
     @property
-    def reads(self) -> Sequence[str]: ...
+    def reads(self) -> Sequence[str]:
+        """Names of the teachers that it lets read text."""
+        ...
 
     def run(self, rows: Iterable[Row], desk: Desk) -> Iterator[Row]:
         """The rows that come of these."""

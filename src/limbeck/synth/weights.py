@@ -1,6 +1,5 @@
 """Step `weights`: how much each of a prompt's valid answers counts."""
 
-import logging
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -15,8 +14,6 @@ from limbeck.synth.grouped import grouped
 from limbeck.synth.rows import Row
 from limbeck.synth.scoring import Token, read_tokens, written_tokens
 from limbeck.synth.step import Desk
-
-log = logging.getLogger(__name__)
 
 
 @register("step", "weights")
@@ -94,9 +91,7 @@ class Weights:
             desk.counts["weighted prompts"] += bool(parts)
             desk.counts["weighted paths"] += len(parts)
         if groups:
-            log.info(
-                "weights: %d prompts have %.2f effective paths each", groups, effective / groups
-            )
+            desk.figures["effective paths of a prompt"] = effective / groups
 
     def _read(self, rows: Iterable[Row], desk: Desk, logps: dict[str, float]) -> Iterator[Row]:
         """Each row, whose log-probability is then in `logps`; or failed."""

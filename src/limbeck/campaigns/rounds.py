@@ -1,0 +1,181 @@
+"""What rounds found, side by side: read from the files that they left."""
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from limbeck.core.errors import DataError
+from limbeck.core.files import write_json, write_text
+from limbeck.recipe.report import Report
+
+STARTED = "start"
+"""What the line of the student before the first round is called."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Made:
+    """The data of a round.
+
+    Attributes:
+        rows: how many rows to train on.
+        failed: how many were made and left out.
+        counts: what the steps counted, such as verdicts that could not be parsed.
+        usd: what the teachers' answers cost; None where that is not known.
+    """
+
+    rows: int = 0
+    failed: int = 0
+    counts: Mapping[str, float] = field(default_factory=dict[str, float])
+    usd: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Round:
+    """One finished round."""
+
+    number: int
+    made: Made
+    report: Report
+
+    def score(self, name: str, arm: str) -> float | None:
+        """A figure of the student `before` or `after` the round, or of the `teacher`."""
+        if name in ("kl_nats", "top1"):
+            figures = getattr(self.report.agreement, arm, None)
+            return None if figures is None else getattr(figures, name)
+        found = self.report.evals.get(name)
+        return None if found is None else getattr(found, arm)
+
+    @property
+    def names(self) -> list[str]:
+        """The figures that it has."""
+        agreement = [n for n in ("kl_nats", "top1") if self.score(n, "after") is not None]
+        return [*self.report.evals, *agreement]
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON values."""
+        arms = ("teacher", "before", "after")
+        return {
+            "round": self.number,
+            "rows": self.made.rows,
+            "failed": self.made.failed,
+            "counts": dict(self.made.counts),
+            "usd": self.made.usd,
+            "evals": {name: {arm: self.score(name, arm) for arm in arms} for name in self.names},
+            "train": {
+                name: getattr(self.report.train, name) for name in ("steps", "tokens", "seconds")
+            },
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Campaign:
+    """All rounds."""
+
+    restart: bool
+    rounds: Sequence[Round]
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON values."""
+        return {"restart": self.restart, "rounds": [one.to_json() for one in self.rounds]}
+
+    def to_markdown(self) -> str:
+        """The page: a line a round, and what the steps counted."""
+        names = list(dict.fromkeys(name for one in self.rounds for name in one.names))
+        begins = "the recipe's own student" if self.restart else "the student of the round before"
+        lines = [f"# {len(self.rounds)} rounds", "", f"Each round trains {begins}.", ""]
+        lines += _table(["round", "rows", "failed", "teachers, $", *names], self._lines(names))
+        counted = list(dict.fromkeys(name for one in self.rounds for name in one.made.counts))
+        if counted:
+            lines += ["", "What the steps counted:", ""]
+            heads = ["", *(f"round {one.number}" for one in self.rounds)]
+            lines += _table(
+                heads,
+                [
+                    [name, *(f"{one.made.counts.get(name, 0):,}" for one in self.rounds)]
+                    for name in counted
+                ],
+            )
+        return "\n".join(lines) + "\n"
+
+    def _lines(self, names: Sequence[str]) -> list[list[str]]:
+        first = self.rounds[0]
+        found = [
+            [arm, "", "", "", *(_shown(first.score(name, key)) for name in names)]
+            for arm, key in (("teacher", "teacher"), (STARTED, "before"))
+            if any(first.score(name, key) is not None for name in names)
+        ]
+        for one in self.rounds:
+            made = [f"{one.made.rows:,}", f"{one.made.failed:,}", _shown(one.made.usd)]
+            scores = [_shown(one.score(name, "after")) for name in names]
+            found.append([str(one.number), *made, *scores])
+        return found
+
+    def write(self, out: Path) -> None:
+        """Write `rounds.json` and `rounds.md`."""
+        write_json(out / "rounds.json", self.to_json())
+        write_text(out / "rounds.md", self.to_markdown())
+
+
+def read_round(number: int, folder: Path) -> Round:
+    """A finished round from its folder.
+
+    Raises:
+        DataError: a file of it is missing or broken.
+    """
+    parts = [read_made(data) for data in sorted(folder.glob("data*"))]
+    counts: Counter[str] = Counter()
+    for part in parts:
+        counts.update(part.counts)
+    costs = [part.usd for part in parts]
+    made = Made(
+        rows=sum(part.rows for part in parts),
+        failed=sum(part.failed for part in parts),
+        counts=dict(counts),
+        usd=None if None in costs else sum(cost for cost in costs if cost is not None),
+    )
+    return Round(number=number, made=made, report=Report.from_json(folder / "report.json"))
+
+
+def read_made(folder: Path) -> Made:
+    """What `generate` left in a folder."""
+    card = read_json(folder / "card.json")
+    return Made(
+        rows=_count(folder / "rows.jsonl"),
+        failed=_count(folder / "failed.jsonl"),
+        counts=card.get("counts") or {},
+        usd=card.get("usd"),
+    )
+
+
+def read_json(path: Path) -> Any:
+    """A JSON file.
+
+    Raises:
+        DataError: it is missing or broken.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise DataError(f"{path}: {error.strerror or error}") from None
+    except ValueError as error:
+        raise DataError(f"{path}: not JSON: {error}") from None
+
+
+def _count(path: Path) -> int:
+    """Lines of a file; none where there is no file."""
+    if not path.exists():
+        return 0
+    with path.open("rb") as file:
+        return sum(bool(line.strip()) for line in file)
+
+
+def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    line = "| " + " | ".join(["---", *["---:"] * (len(heads) - 1)]) + " |"
+    return [f"| {' | '.join(heads)} |", line, *(f"| {' | '.join(row)} |" for row in rows)]
+
+
+def _shown(value: float | None) -> str:
+    return "–" if value is None else f"{value:.4g}"

@@ -1,0 +1,136 @@
+"""Opens what the steps of a recipe work with: its teachers as writers and readers."""
+
+import hashlib
+from collections.abc import Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from limbeck.core.errors import RecipeError
+from limbeck.core.exchange import Writer
+from limbeck.core.protocols import Reader
+from limbeck.core.registry import did_you_mean
+from limbeck.core.specs import CachedTeacher, CausalStudent, LocalTeacher, ServerTeacher
+from limbeck.ledger.store import Ledger
+from limbeck.models.causal import CausalModel
+from limbeck.models.load import load_student, load_teacher
+from limbeck.teachers.identity import weight_files, weights_sha256
+from limbeck.teachers.local import LocalWriter
+from limbeck.teachers.recorded import Recorded
+
+STUDENT = "student"
+"""The name under which steps ask the recipe's own student."""
+
+ANSWERS = ".answers.sqlite"
+"""Where a folder of generated rows keeps what models on this machine wrote."""
+
+
+class Teachers:
+    """The teachers of a recipe by name, each opened once, when it is first asked for.
+
+    Args:
+        teachers: their specifications.
+        student: the recipe's student, if it has one.
+        folder: where what local models write is recorded.
+        seed: of a student with new weights.
+        stack: closes what was opened.
+    """
+
+    def __init__(
+        self,
+        teachers: Mapping[str, Any],
+        student: CausalStudent | None,
+        folder: Path,
+        seed: int,
+        stack: ExitStack,
+    ) -> None:
+        self.specs, self.student, self.seed = teachers, student, seed
+        self.folder, self.stack = folder, stack
+        self._models: dict[str, CausalModel] = {}
+        self._writers: dict[str, Writer] = {}
+        self._ledger: Ledger | None = None
+
+    def writer(self, name: str) -> Writer:
+        """A teacher that writes, and whose words are recorded.
+
+        Raises:
+            RecipeError: there is none of this name, or it does not write.
+        """
+        if name not in self._writers:
+            spec = self._spec(name)
+            self._writers[name] = (
+                self._server(spec) if isinstance(spec, ServerTeacher) else self._local(name)
+            )
+        return self._writers[name]
+
+    def reader(self, name: str) -> Reader:
+        """A teacher that reads.
+
+        Raises:
+            RecipeError: there is none of this name, or it only writes.
+        """
+        if isinstance(self._spec(name), ServerTeacher):
+            raise RecipeError(
+                f"teachers.{name}", "only writes, and a step wants it to read; use a local model"
+            )
+        return self._model(name)
+
+    def servers(self) -> Mapping[str, Any]:
+        """The servers that were asked, by name."""
+        opened = self._writers.items()
+        return {n: w for n, w in opened if isinstance(self._spec(n), ServerTeacher)}
+
+    def _spec(self, name: str) -> Any:
+        if name == STUDENT and name not in self.specs:
+            if self.student is None:
+                raise RecipeError(STUDENT, "a step asks the student, and the recipe has none")
+            return self.student
+        if name not in self.specs:
+            raise RecipeError("teachers", f"no {name!r}; {did_you_mean(name, list(self.specs))}")
+        spec = self.specs[name]
+        if isinstance(spec, CachedTeacher):
+            spec = spec.of
+        if not isinstance(spec, LocalTeacher | ServerTeacher):
+            raise RecipeError(f"teachers.{name}", f"a teacher of kind {spec.kind!r} does not write")
+        return spec
+
+    def _server(self, spec: ServerTeacher) -> Writer:
+        from limbeck.teachers.server import Server  # pyright: ignore[reportMissingImports]
+
+        return self.stack.enter_context(Server(spec))
+
+    def _local(self, name: str) -> Writer:
+        model = self._model(name)
+        if self._ledger is None:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._ledger = self.stack.enter_context(Ledger(self.folder / ANSWERS))
+        return Recorded(LocalWriter(model, model.name), self._ledger, self._identity(name, model))
+
+    def _model(self, name: str) -> CausalModel:
+        if name not in self._models:
+            spec = self._spec(name)
+            device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+            if isinstance(spec, CausalStudent):
+                local = {n: s for n, s in self.specs.items() if isinstance(s, LocalTeacher)}
+                model = load_student(spec, local, device, self.seed)
+                model.module.requires_grad_(False).eval()
+            else:
+                length = self.student.max_length if self.student else 4096
+                model = load_teacher(spec, device, spec.max_length or length)
+            self._models[name] = model
+        return self._models[name]
+
+    def _identity(self, name: str, model: CausalModel) -> str:
+        """Changes with the weights, the tokenizer, and how they compute."""
+        spec = self._spec(name)
+        weights = weights_sha256(weight_files(spec)) if getattr(spec, "name", None) else None
+        if weights is None:  # new weights, or of a teacher's layers
+            digest = hashlib.sha256()
+            for parameter in model.module.parameters():
+                raw = parameter.detach().cpu().contiguous().view(torch.uint8)
+                digest.update(raw.numpy().tobytes())
+            weights = digest.hexdigest()
+        parts = [weights, model.vocabulary, str(getattr(spec, "dtype", ""))]
+        return hashlib.sha256("/".join(parts).encode()).hexdigest()

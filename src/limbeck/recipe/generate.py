@@ -1,0 +1,296 @@
+"""`limbeck generate`: a recipe's steps over its first rows, once, into a folder.
+
+All that a teacher says is recorded, so a run that was stopped is simply started again: it asks for
+what is missing and arrives at the same rows.
+"""
+
+import hashlib
+import json
+import logging
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from limbeck.core.errors import DataError, RecipeError
+from limbeck.core.exchange import Question, Reply
+from limbeck.core.files import write_json, write_text
+from limbeck.core.specs import ServerTeacher, TokenPrice
+from limbeck.core.types import Sampling
+from limbeck.ledger.money import dollars, prompt_tokens_upper, worst_case_usd
+from limbeck.recipe.card import Card, Tally
+from limbeck.recipe.desk import STUDENT, Teachers
+from limbeck.recipe.document import Document
+from limbeck.recipe.resolve import Generation, describe, resolve_generation
+from limbeck.sources.generated import CARD, FAILED, PAGE, ROWS, Generated
+from limbeck.synth.rows import Row, row_of, to_json
+from limbeck.synth.step import Desk, through
+
+log = logging.getLogger(__name__)
+SHOWN_PROMPTS = 3
+
+
+def generate(document: Document) -> list[Card]:
+    """Make the rows of every `generated` source of a recipe that are not there yet.
+
+    Raises:
+        RecipeError: a step or a teacher cannot work as it is written.
+        LimbeckError: a teacher could not be asked, or the budget is spent.
+    """
+    made: list[Card] = []
+    job = resolve_generation(document)
+    for source in generated_in(job.source):
+        try:
+            made.append(_make(job, source))
+        except RecipeError as error:
+            raise document.error(error.field, error.reason) from None
+    return made
+
+
+def generated_in(source: Any) -> list[Generated]:
+    """The `generated` sources in a source, the innermost first: what others are made from."""
+    inner = getattr(source, "of", None)
+    parts = inner if isinstance(inner, tuple) else (inner,) if inner is not None else ()
+    found = [one for part in parts for one in generated_in(part)]
+    return [*found, source] if isinstance(source, Generated) else found
+
+
+def fingerprint(job: Generation, source: Generated) -> str:
+    """SHA-256 of all that decides the rows: where they begin, steps, templates, teachers, seed."""
+    named = {name for step in source.steps for name in (*step.asks, *step.reads)}
+    files = sorted({str(f) for step in source.steps for f in getattr(step, "files", ())})
+    parts = {
+        "of": describe(source.of),
+        "steps": [describe(step) for step in source.steps],
+        "files": [hashlib.sha256(Path(file).read_bytes()).hexdigest() for file in files],
+        "teachers": {name: _identity(job, name) for name in sorted(named)},
+        "seed": job.seed,
+    }
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def _identity(job: Generation, name: str) -> Any:
+    """What of a teacher decides its words; not its price, say."""
+    spec = job.student if name == STUDENT and name not in job.teachers else job.teachers.get(name)
+    if isinstance(spec, ServerTeacher):
+        return [spec.url, spec.model, spec.api, dict(spec.extra)]
+    return None if spec is None else describe(spec)
+
+
+def check_generated(job: Generation) -> None:
+    """That the rows of every `generated` source were made by this very recipe.
+
+    Raises:
+        DataError: they are absent, or were made by another one.
+    """
+    for source in generated_in(job.source):
+        known = source.card().get("fingerprint")
+        if known != fingerprint(job, source):
+            raise DataError(
+                f"{source.path} holds rows that another recipe made (its steps, teachers, data or"
+                " seed differ); give another `path`, or remove the folder and run: limbeck"
+                " generate RECIPE"
+            )
+
+
+def _make(job: Generation, source: Generated) -> Card:
+    """Run the steps and write the folder."""
+    began = time.perf_counter()
+    folder, mark = source.folder, fingerprint(job, source)
+    if (folder / CARD).exists() and source.card().get("fingerprint") != mark:
+        raise DataError(
+            f"{source.path} holds the rows of another recipe; give another `path`, or remove it"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    tally = Tally()
+    with ExitStack() as stack:
+        teachers = Teachers(job.teachers, job.student, folder, job.seed, stack)
+        desk = Desk(
+            seed=job.seed,
+            writer=teachers.writer,
+            reader=teachers.reader,
+            folder=Path(job.file).parent if job.file else Path(),
+        )
+        rows = through(source.steps, _first_rows(source, job.seed), desk)
+        _write(folder, rows, tally)
+        card = Card(
+            fingerprint=mark,
+            rows=tally.rows,
+            failed=dict(tally.failures.most_common()),
+            counts={**desk.counts, **desk.figures},
+            tokens=tally.tokens,
+            teachers=_facts(job, source, tally),
+            columns=sorted(tally.columns),
+            usd=_spent(teachers),
+            seconds=round(time.perf_counter() - began, 3),
+            recipe={
+                "source": describe(source),
+                "teachers": {n: _identity(job, n) for n in job.teachers},
+                "seed": job.seed,
+            },
+        )
+    write_text(folder / PAGE, card.page())
+    write_json(folder / CARD, card.to_json())  # last: a folder with a card is whole
+    return card
+
+
+def _first_rows(source: Generated, seed: int) -> Iterator[Row]:
+    """The rows of `of`, all once and in their order."""
+    stream = source.of.open(seed)
+    samples = getattr(stream, "training", None)
+    if samples is None:
+        raise RecipeError("source.of", f"{source.of.kind} has no end, so steps cannot go over it")
+    seen: set[str] = set()
+    for sample in samples:
+        row = row_of(sample)
+        if row.id in seen:
+            raise DataError(f"two rows have the id {row.id!r}; give each its own, or none")
+        seen.add(row.id)
+        yield row
+
+
+def _write(folder: Path, rows: Iterable[Row], tally: Tally) -> None:
+    """Rows and failures as they come, aside; they get their names when all are there."""
+    aside = {name: folder / f".{name}.tmp" for name in (ROWS, FAILED)}
+    with (
+        aside[ROWS].open("w", encoding="utf-8") as good,
+        aside[FAILED].open("w", encoding="utf-8") as bad,
+    ):
+        for row in rows:
+            values = to_json(row)
+            tally.add(row, values)
+            file = good if row.failure is None else bad
+            file.write(json.dumps(values, ensure_ascii=False, allow_nan=False) + "\n")
+    for name, path in aside.items():
+        path.replace(folder / name)
+    _parquet(folder)
+
+
+def _parquet(folder: Path) -> None:
+    """The same rows for those who like columns; nothing where there is no row."""
+    import pyarrow
+    import pyarrow.json
+    import pyarrow.parquet
+
+    if (folder / ROWS).stat().st_size:
+        try:
+            table = pyarrow.json.read_json(folder / ROWS)
+        except pyarrow.ArrowInvalid:  # a column of several types has no place in a table
+            return
+        pyarrow.parquet.write_table(table, folder / "rows.parquet")
+
+
+def _facts(job: Generation, source: Generated, tally: Tally) -> dict[str, Any]:
+    """Who was asked, under which terms, and which versions answered."""
+    facts: dict[str, Any] = {}
+    for name in dict.fromkeys(name for step in source.steps for name in step.asks):
+        spec = job.teachers.get(name, job.student)
+        server = isinstance(spec, ServerTeacher)
+        terms = getattr(spec, "terms", None) or ("unknown" if server else "those of the model")
+        if terms == "unknown":
+            log.warning(
+                "teacher %s: no `terms`, so the card says that it is not known how its answers may"
+                " be used",
+                name,
+            )
+        at = spec.url if isinstance(spec, ServerTeacher) else "this machine"
+        versions = dict(tally.models.get(name, {}))
+        facts[name] = {"at": at, "terms": terms, "versions": versions}
+    return facts
+
+
+def _spent(teachers: Teachers) -> float | None:
+    """What the servers' accounts have cost; None where that is not known of one."""
+    amounts = [getattr(server, "spent_usd", None) for server in teachers.servers().values()]
+    if any(amount is None for amount in amounts):
+        return None
+    return float(sum(amount for amount in amounts if amount is not None))
+
+
+@dataclass
+class Asked:
+    """What a dry run saw: the first prompts, and bounds of tokens."""
+
+    teacher: str
+    sampling: Sampling
+    n: int
+    questions: int = 0
+    prompt_tokens: int = 0
+    worst_usd: float | None = 0.0
+    first: tuple[Question, ...] = ()
+
+
+class DryWriter:
+    """Counts what it would be asked, and answers nothing."""
+
+    def __init__(self, name: str, price: TokenPrice, seen: list[Asked]) -> None:
+        self.name, self.price, self.seen = name, price, seen
+
+    def answers(
+        self, questions: Iterable[Question], sampling: Sampling, n: int = 1
+    ) -> Iterator[Sequence[Reply]]:
+        """n failures for each question."""
+        asked = Asked(self.name, sampling, n)
+        self.seen.append(asked)
+        for question in questions:
+            asked.questions += 1
+            tokens = prompt_tokens_upper([t.text for t in question.prompt] + [question.prefix])
+            asked.prompt_tokens += tokens
+            worst = worst_case_usd(self.price, tokens, sampling.max_tokens, n)
+            known = asked.worst_usd is not None and worst is not None
+            asked.worst_usd = (asked.worst_usd or 0.0) + (worst or 0.0) if known else None
+            if len(asked.first) < SHOWN_PROMPTS:
+                asked.first += (question,)
+            yield [Reply(question=question.id, index=k, failure="dry run") for k in range(n)]
+
+
+def dry_run(document: Document) -> str:
+    """The first prompts as they would be sent, and the most that asking all could cost.
+
+    Nothing is sent and nothing is written. What a later step asks depends on answers, so only the
+    first that asks is shown.
+    """
+    job = resolve_generation(document)
+    lines: list[str] = []
+    for source in generated_in(job.source):
+        seen: list[Asked] = []
+
+        def writer(name: str, seen: list[Asked] = seen) -> DryWriter:
+            price = getattr(job.teachers.get(name), "price", TokenPrice(input=0.0, output=0.0))
+            return DryWriter(name, price, seen)
+
+        with ExitStack() as stack:
+            teachers = Teachers(job.teachers, job.student, source.folder, job.seed, stack)
+            desk = Desk(seed=job.seed, writer=writer, reader=teachers.reader)
+            if isinstance(source.of, Generated):
+                lines.append(f"{source.path}: begins with rows that {source.of.path} is to have")
+                continue
+            for _ in through(source.steps, _first_rows(source, job.seed), desk):
+                pass
+        lines += _told(source, [asked for asked in seen if asked.questions])
+    return "\n".join(lines)
+
+
+def _told(source: Generated, seen: Sequence[Asked]) -> list[str]:
+    lines = [f"{source.path}:"]
+    for asked in seen[:1]:
+        for question in asked.first:
+            lines.append(f"--- {asked.teacher}, {question.id}")
+            lines += [f"[{turn.role or 'text'}] {turn.text}" for turn in question.prompt]
+        sampling = asked.sampling
+        lines += [
+            "---",
+            f"{asked.questions:,} questions, {asked.n} answers each, temperature"
+            f" {sampling.temperature:g}, at most {sampling.max_tokens:,} tokens an answer",
+            f"at most {asked.prompt_tokens:,} prompt tokens and"
+            f" {asked.questions * asked.n * sampling.max_tokens:,} answer tokens: at most"
+            f" {dollars(asked.worst_usd)}",
+        ]
+    later = [step.kind for step in source.steps if step.asks][1:]
+    if later:
+        lines.append(f"further steps that ask: {', '.join(later)}; what depends on the answers")
+    if not seen:
+        lines.append("no step asks a teacher")
+    return lines

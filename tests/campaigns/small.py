@@ -1,0 +1,155 @@
+"""Rounds on tiny models: data made without a ledger, and runs that are killed.
+
+    python small.py RECIPE OUT KILLS POINTS
+
+prints a hash of what rounds leave that nobody killed, of some that were killed KILLS times at
+random, and of some that were killed at one of POINTS fault points, spread evenly.
+
+Imports are paid once: each attempt is a fork. Fault points are before and after every sync and
+rename, and around every call that makes data.
+"""
+
+import hashlib
+import json
+import os
+import random
+import signal
+import sys
+import time
+import traceback
+from pathlib import Path
+
+import matplotlib.backends.backend_agg  # noqa: F401  # slow to import, so once for all forks
+import matplotlib.figure  # noqa: F401
+import torch
+
+from limbeck.campaigns.iterate import iterate
+from limbeck.core.files import write_json, write_text
+from limbeck.models.load import load_student
+from limbeck.recipe.document import read
+from limbeck.recipe.resolve import resolve
+from limbeck.synth.rows import row_of, to_json
+from limbeck.synth.step import Desk, through
+from limbeck.teachers.local import LocalWriter
+
+ROUNDS = 2
+count = 0
+target = None
+
+
+def generate(document):
+    """Stands for `recipe.generate.generate`: runs the steps, and writes the files at the end."""
+    recipe = resolve(document)
+    model = load_student(recipe.student, recipe.teachers, torch.device("cpu"), recipe.seed)
+    desk = Desk(seed=recipe.seed, writer=lambda name: LocalWriter(model), reader=lambda n: model)
+    rows = map(row_of, recipe.source.of.open(recipe.seed).training)
+    point()
+    made = list(through(recipe.source.steps, rows, desk))
+    folder = Path(recipe.source.path)
+    for name, failed in (("failed", True), ("rows", False)):
+        some = [row for row in made if (row.failure is not None) == failed]
+        text = "".join(json.dumps(to_json(row)) + "\n" for row in some)
+        write_text(folder / f"{name}.jsonl", text)
+        point()
+    write_json(folder / "card.json", {"counts": dict(desk.counts), "usd": 0.25})
+    point()
+
+
+def point():
+    """A moment at which a test may kill."""
+    global count
+    count += 1
+    if count == target:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def instrument():
+    """Put a fault point around every call that leaves a trace on the disk."""
+    for name in ("fsync", "rename", "replace"):
+        real = getattr(os, name)
+
+        def wrapped(*args, real=real):
+            point()
+            result = real(*args)
+            point()
+            return result
+
+        setattr(os, name, wrapped)
+
+
+def start(recipe, out, at=None, counts=None):
+    """Fork all rounds; returns the child's process id."""
+    global target
+    child = os.fork()
+    if child:
+        return child
+    code = 1
+    try:
+        target = at
+        if at is not None or counts is not None:
+            instrument()
+        iterate(read(recipe), ROUNDS, out, generate=generate)
+        if counts is not None:
+            os.write(counts, str(count).encode())
+        code = 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        os._exit(code)
+
+
+def wait(child):
+    return os.waitpid(child, 0)[1]
+
+
+def finish(recipe, out):
+    if wait(start(recipe, out)):
+        sys.exit("it could not go on")
+    print(told(out), flush=True)
+
+
+def told(out):
+    """A hash of the students of all rounds, and of the texts that they learnt from."""
+    found = hashlib.sha256()
+    for number in range(1, ROUNDS + 1):
+        folder = out / f"round-{number}"
+        found.update((folder / "student" / "model.safetensors").read_bytes())
+        for line in (folder / "data" / "rows.jsonl").read_text().splitlines():
+            row = json.loads(line)
+            del row["source"]  # it names the folder of the student
+            found.update(json.dumps(row).encode())
+    return found.hexdigest()
+
+
+def at_random(recipe, out, times, whole):
+    draw = random.Random(0)
+    killed = 0
+    for _ in range(times):
+        child = start(recipe, out)
+        time.sleep(draw.uniform(0, 0.7) * whole)
+        os.kill(child, signal.SIGKILL)
+        killed += os.WIFSIGNALED(wait(child))
+    finish(recipe, out)
+    if killed < times / 2:
+        sys.exit(f"only {killed} kills came before the end")
+
+
+def main(recipe, out, kills, points):
+    reader, writer = os.pipe()
+    began = time.time()
+    if wait(start(recipe, out / "whole", counts=writer)):
+        sys.exit("it failed")
+    whole = time.time() - began
+    total = int(os.read(reader, 100))
+    print(told(out / "whole"), flush=True)
+    at_random(recipe, out / "random", kills, whole)
+    for number in (1 + total * (2 * k + 1) // (2 * points) for k in range(points)):
+        place = out / str(number)
+        if not os.WIFSIGNALED(wait(start(recipe, place, at=number))):
+            sys.exit(f"point {number} of {total} was not reached")
+        finish(recipe, place)
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    main(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4]))
