@@ -9,8 +9,12 @@ not trained on a classifier learns from the question alone whether reasoning hel
 the student is right only with it; the threshold is the best of a few on `CHOOSE` others, and all
 figures are of `TEST` problems that had no part in either. Problems are of the kind trained on.
 
-What is printed: the ends, the curve at some budgets, the Brier score beside that of always saying
-the mean, the reliability table, and whether the choice beats the chord and both ends.
+What is printed: the ends, the point at the threshold, the Brier score beside that of always saying
+the mean, and whether the choice beats the chord and both ends. The whole curve and the reliability
+table stand in `results/`.
+
+This student is hardly ever right without reasoning, and reasoning helps it with short problems. So
+what a choice can save here is the reasoning about problems that it gets wrong either way.
 """
 
 import argparse
@@ -56,7 +60,9 @@ def main() -> None:
     folder = REPOSITORY / "runs" / "reasoning" / "demo"
     folder.mkdir(parents=True, exist_ok=True)
     sizes = (QUICK_PROMPTS, QUICK_TESTS) if arguments.quick else (PROMPTS, TESTS)
-    rows = demo(folder, *sizes).rows["both kinds"]
+    rows = demo(folder, *sizes).rows.get("both kinds")
+    if rows is None:
+        raise SystemExit("the rows of both kinds could not be made; see above")
     counts = (60, 30, 40) if arguments.quick else (FIT, CHOOSE, TEST)
     steps = 2 if arguments.quick else STEPS
     found = [

@@ -117,7 +117,7 @@ def cost_of(rows: Sequence[Path]) -> str:
 
 def missing_steps(steps: Steps) -> list[str]:
     """Kinds of steps that this limbeck does not have."""
-    return [step["kind"] for step in steps if step["kind"] not in kinds("step")]
+    return sorted({step["kind"] for step in steps} - set(kinds("step")))
 
 
 def step_of(fields: Mapping[str, Any]) -> Step:

@@ -170,6 +170,68 @@ def generate(
 
 
 @app.command()
+def iterate(
+    recipe: RecipePath,
+    out: Out,
+    settings: Settings = None,
+    rounds: Annotated[int, typer.Option(min=1, help="How many; more may follow later.")] = 3,
+    restart: Annotated[
+        bool,
+        typer.Option("--restart", help="Train the recipe's own student in each round."),
+    ] = False,
+    debug: Debug = False,
+) -> None:
+    """Generate and run, again and again, each time with the student of the round before.
+
+    DIR receives a folder for each round, and a table of them. Run again, it goes on where it
+    stopped.
+    """
+    from limbeck.campaigns.iterate import iterate as make_rounds
+    from limbeck.recipe.document import override, read
+
+    campaign = make_rounds(override(read(recipe), settings or ()), rounds, out, restart=restart)
+    print(campaign.to_markdown())
+    print(f"rounds: {out / 'rounds.md'}   student: {out / f'round-{rounds}' / 'student'}")
+
+
+@app.command(name="mock-teacher")
+def mock_teacher(
+    model: Annotated[
+        Path | None, typer.Option(help="Answer with the model in this folder.")
+    ] = None,
+    demo: Annotated[bool, typer.Option("--demo", help="Answer with the embedded teacher.")] = False,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8765,
+    fault_rate: Annotated[
+        float, typer.Option(min=0, max=1, help="Share of requests that go wrong.")
+    ] = 0.0,
+    faults: Annotated[
+        str | None, typer.Option(metavar="KIND,...", help="Which: 429,500,cut,bad_json ...")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of faults and canned answers.")] = 0,
+    latency: Annotated[float, typer.Option(min=0, help="Seconds before each answer.")] = 0.0,
+    requests_per_minute: Annotated[int | None, typer.Option(min=1, help="More get 429.")] = None,
+    log: Annotated[Path | None, typer.Option(help="Write every request there.")] = None,
+    debug: Debug = False,
+) -> None:
+    """Serve an OpenAI-compatible teacher on this machine, to try a recipe without a bill.
+
+    It answers canned words, or with a real model; and it misbehaves as often as it is told.
+    """
+    from limbeck.teachers.mock.command import serve
+
+    settings = {"rate": fault_rate, "seed": seed}
+    serve(
+        folder=model,
+        demo=demo,
+        faults=settings | ({"kinds": faults.split(",")} if faults else {}),
+        port=port,
+        latency_seconds=latency,
+        requests_per_minute=requests_per_minute,
+        log_path=log,
+    )
+
+
+@app.command()
 def continual(
     recipes: Annotated[
         list[Path], typer.Argument(metavar="RECIPE...", help="One for each way to learn.")

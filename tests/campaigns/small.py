@@ -1,4 +1,4 @@
-"""Rounds on tiny models: data made without a ledger, and runs that are killed.
+"""Rounds on tiny models: a stand-in for `generate`, and rounds that are killed.
 
     python small.py RECIPE OUT KILLS POINTS
 
@@ -6,7 +6,7 @@ prints a hash of what rounds leave that nobody killed, of some that were killed 
 random, and of some that were killed at one of POINTS fault points, spread evenly.
 
 Imports are paid once: each attempt is a fork. Fault points are before and after every sync and
-rename, and around every call that makes data.
+rename, with the real `generate`.
 """
 
 import hashlib
@@ -38,21 +38,20 @@ target = None
 
 
 def generate(document):
-    """Stands for `recipe.generate.generate`: runs the steps, and writes the files at the end."""
+    """Stands for `recipe.generate.generate`: no record of answers, a price for them."""
     recipe = resolve(document)
     model = load_student(recipe.student, recipe.teachers, torch.device("cpu"), recipe.seed)
     desk = Desk(seed=recipe.seed, writer=lambda name: LocalWriter(model), reader=lambda n: model)
     rows = map(row_of, recipe.source.of.open(recipe.seed).training)
-    point()
     made = list(through(recipe.source.steps, rows, desk))
     folder = Path(recipe.source.path)
-    for name, failed in (("failed", True), ("rows", False)):
-        some = [row for row in made if (row.failure is not None) == failed]
+    failures = [row for row in made if row.failure is not None]
+    rows = [row for row in made if row.failure is None]
+    for name, some in (("failed", failures), ("rows", rows)):
         text = "".join(json.dumps(to_json(row)) + "\n" for row in some)
         write_text(folder / f"{name}.jsonl", text)
-        point()
-    write_json(folder / "card.json", {"counts": dict(desk.counts), "usd": 0.25})
-    point()
+    card = {"rows": len(rows), "failed": {"any": len(failures)}, "counts": dict(desk.counts)}
+    write_json(folder / "card.json", card | {"usd": 0.25})
 
 
 def point():
@@ -88,7 +87,7 @@ def start(recipe, out, at=None, counts=None):
         target = at
         if at is not None or counts is not None:
             instrument()
-        iterate(read(recipe), ROUNDS, out, generate=generate)
+        iterate(read(recipe), ROUNDS, out)
         if counts is not None:
             os.write(counts, str(count).encode())
         code = 0

@@ -153,7 +153,8 @@ def test_the_table_of_the_rounds(document, tmp_path):
     for one in told["rounds"]:
         data = out / f"round-{one['round']}" / "data"
         assert one["rows"] == len((data / "rows.jsonl").read_text().splitlines())
-        assert one["failed"] == len((data / "failed.jsonl").read_text().splitlines())
+        failed = len((data / "failed.jsonl").read_text().splitlines())
+        assert sum(one["failed"].values()) == failed
         report = json.loads((data.parent / "report.json").read_text())
         assert one["evals"]["perplexity"]["after"] == report["evals"]["perplexity"]["after"]
         assert one["usd"] == 0.25
@@ -168,17 +169,18 @@ def test_the_table_of_the_rounds(document, tmp_path):
 def test_what_steps_counted_stands_in_the_table(tmp_path):
     folder = tmp_path / "round-1"
     for name, count in (("data", 2), ("data-2", 3)):
-        (folder / name).mkdir(parents=True)
-        write_text(folder / name / "rows.jsonl", "{}\n" * count)
-        card = {"counts": {"unparsable verdicts": count}, "usd": None if count == 3 else 1.0}
-        write_json(folder / name / "card.json", card)
+        card = {"rows": count, "failed": {"why": 1}, "counts": {"unparsable verdicts": count}}
+        write_json(folder / name / "card.json", card | {"usd": 1.0})
+        write_json(folder / name / "of" / "card.json", card | {"usd": 0.5})
     write_json(folder / "report.json", {})
     found = read_round(1, folder)
-    assert (found.made.rows, found.made.failed, found.made.usd) == (5, 0, None)
+    assert (found.made.rows, found.made.failed, found.made.usd) == (5, {"why": 4}, 3.0)
     from limbeck.campaigns.rounds import Campaign
 
     page = Campaign(restart=True, rounds=[found]).to_markdown()
-    assert "| unparsable verdicts | 5 |" in page
+    write_json(folder / "data" / "card.json", {"rows": 2, "usd": None})
+    assert read_round(1, folder).made.usd is None  # one that is not known makes the sum unknown
+    assert "| unparsable verdicts | 10 |" in page
     assert "the recipe's own student" in page
 
 
@@ -277,6 +279,7 @@ def test_an_interruption_says_how_to_go_on(document, tmp_path, monkeypatch):
     assert (out / "round-1" / "data" / "rows.jsonl").stat().st_mtime_ns == made
 
 
+@pytest.mark.slow
 def test_killed_anywhere_the_students_are_the_same(document, tmp_path):
     command = [sys.executable, str(SMALL), str(document.file), str(tmp_path / "out"), "5", "3"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -292,6 +295,8 @@ def test_killed_anywhere_the_students_are_the_same(document, tmp_path):
 def test_sources_inside_of_sources(tmp_path):
     made = {"kind": "generated", "path": "x", "of": {"path": "y"}, "steps": []}
     source = {"kind": "stages", "of": [made, {"path": "z"}, {**made, "holdout": 7}]}
+    first = {**made, "path": "w"}
+    source["of"][2]["of"] = first
     document = Document({"student": {"name": "s"}, "source": source, "terms": []}, {})
     before = round_document(document, tmp_path, student=None, made=False).values
     assert before["student"] == {"name": "s"}
@@ -300,6 +305,7 @@ def test_sources_inside_of_sources(tmp_path):
         "z",
         str(tmp_path / "data-2"),
     ]
+    assert before["source"]["of"][2]["of"] == {**first, "path": str(tmp_path / "data-2" / "of")}
     after = round_document(document, tmp_path, student=Path("w"), made=True).values
     assert after["student"] == {"name": "w"}
     assert after["source"]["of"] == [

@@ -3,8 +3,9 @@
 import re
 import unicodedata
 from collections.abc import Callable
+from dataclasses import replace
 
-from limbeck.core.exchange import Question
+from limbeck.core.exchange import Question, Reply
 from limbeck.synth.verdicts import code_for
 
 GUESS = "0123456789ab"
@@ -93,6 +94,13 @@ def parts(question: Question) -> tuple[str, list[str]]:
     form = text.rindex("End with one last line")
     begin = text.rfind(f"[BEGIN QUESTION {code}]")
     return code, re.findall(marks, text[begin:form], re.DOTALL)
+
+
+def with_code(said: str | Reply, code: str) -> str | Reply:
+    """A reply that is written before the code is known, with the code in it."""
+    if isinstance(said, Reply):
+        return replace(said, text=said.text.replace("CODE", code))
+    return said.replace("CODE", code)
 
 
 def no_echo(question: Question, answers: list[str]) -> str:

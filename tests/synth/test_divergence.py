@@ -153,9 +153,7 @@ def with_share(name, group, high):
 
 def by_word():
     def theirs(text, start, end):
-        return (
-            -0.1 * (end - start) if "Yes" in sentence_at(text, start, end) else -1.0 * (end - start)
-        )
+        return -(0.1 if "Yes" in sentence_at(text, start, end) else 1.0) * (end - start)
 
     def sentence_at(text, start, end):
         return next(s.text for s in sentences(text) if s.start < end <= s.end)

@@ -4,7 +4,7 @@ import pytest
 from fakes import FakeWriter, broken, cut
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from injections import parts
+from injections import parts, with_code
 
 from limbeck.core.errors import RecipeError
 from limbeck.core.types import Sampling, Turn
@@ -18,8 +18,7 @@ def compare(by, say, incumbent, challenger):
     def reply(question, index):
         del index
         code, (first, second) = parts(question)
-        said = say(first, second)
-        return said.replace("CODE", code) if isinstance(said, str) else said
+        return with_code(say(first, second), code)
 
     judge = Judge(
         writer=FakeWriter(reply),

@@ -17,6 +17,16 @@ def step(**more):
     return Mixed(teacher="big", **more)
 
 
+def mixed(step, rows, both, **more):
+    """Only the new rows."""
+    found, desk = run_step(step, rows, both, **more)
+    new = [one for one in found if one.id.endswith("/mixed")]
+    # Those that came are there too, each with why it is not kept.
+    old = [(one.id, one.failure) for one in found if one not in new]
+    assert old == [(one.id, "mixed answers alone are kept") for one in rows]
+    return new, desk
+
+
 def writers(student, teacher=lambda question, index: " the end."):
     return {"student": FakeWriter(student), "big": FakeWriter(teacher)}
 
@@ -24,7 +34,7 @@ def writers(student, teacher=lambda question, index: " the end."):
 def test_the_teacher_goes_on_from_a_place_beyond_half_of_what_the_student_wrote():
     both = writers(lambda question, index: LONG)
     rows = [row(str(k), KNOWN, prompt=prompt(f"Q{k}?\n")) for k in range(30)]
-    found, desk = run_step(step(keep=False, max_tokens=7, seed=3), rows, both)
+    found, desk = mixed(step(keep=False, max_tokens=7, seed=3), rows, both)
     assert [one.id for one in found] == [f"{k}/mixed" for k in range(30)]
     longest = LONG.text[: int(1.5 * len(KNOWN))]
     places = set()
@@ -54,11 +64,11 @@ def test_the_teacher_goes_on_from_a_place_beyond_half_of_what_the_student_wrote(
 def test_the_same_seed_cuts_the_same_and_rows_beside_it_do_not_matter():
     rows = [row(str(k), KNOWN) for k in range(6)]
     texts = [
-        {one.id: one.completion for one in run_step(step(keep=False), part, writers(say))[0]}
+        {one.id: one.completion for one in mixed(step(keep=False), part, writers(say))[0]}
         for part, say in ((rows, lambda q, k: LONG), (rows[3:], lambda q, k: LONG))
     ]
     assert texts[0] | texts[1] == texts[0]
-    other, _ = run_step(step(keep=False), rows, writers(lambda q, k: LONG), seed=1)
+    other, _ = mixed(step(keep=False), rows, writers(lambda q, k: LONG), seed=1)
     assert {one.id: one.completion for one in other} != texts[0]
 
 
@@ -71,12 +81,12 @@ def test_an_answer_that_the_student_ended_in_time_is_not_continued():
     # `b` has an end too, but a longer one than it may have.
     assert [one.id for one in found] == ["a", "b", "b/mixed"]
     assert desk.counts["answers that the student ended"] == 1
-    found, _ = run_step(step(keep=False), rows, writers(student))
+    found, _ = mixed(step(keep=False), rows, writers(student))
     assert [(one.id, one.failure) for one in found] == [
         ("a/mixed", "the student ended its answer"),
         ("b/mixed", None),
     ]
-    found, _ = run_step(
+    found, _ = mixed(
         step(keep=False, cut="all"), rows, writers(lambda q, k: "short but with spaces.")
     )
     assert len(good(found)) == 2
@@ -114,7 +124,7 @@ def test_what_the_teacher_cannot_end_has_failed_and_says_why():
 def test_rows_that_cannot_be_begun_have_failed():
     rows = [row("a", KNOWN), row("b"), row("c", KNOWN)]
     said = {"a": broken("time-out"), "b": LONG, "c": cut("x" * 60)}
-    found, _ = run_step(step(keep=False), rows, writers(lambda q, k: said[q.id]))
+    found, _ = mixed(step(keep=False), rows, writers(lambda q, k: said[q.id]))
     assert [one.failure for one in found] == [
         "student gave no answer: time-out",
         "there is no known answer that says how long one may be",
@@ -123,16 +133,14 @@ def test_rows_that_cannot_be_begun_have_failed():
 
 
 def test_only_the_teachers_part_may_be_learnt():
-    found, _ = run_step(
-        step(keep=False, learn="teacher"), [row("a", KNOWN)], writers(lambda q, k: LONG)
-    )
-    (one,) = found
+    learnt = step(keep=False, learn="teacher")
+    (one,), _ = mixed(learnt, [row("a", KNOWN)], writers(lambda q, k: LONG))
     whole = "".join(turn.text for turn in one.prompt) + one.completion
     assert one.completion == " the end."
     assert one.prompt[0] == Turn(text="Q?\n")
     assert whole.startswith("Q?\nand so it goes")
     chat = row("a", KNOWN, prompt=(Turn(text="Q?", role="user"),))
-    (failed,), _ = run_step(step(keep=False, learn="teacher"), [chat], writers(lambda q, k: LONG))
+    (failed,), _ = mixed(learnt, [chat], writers(lambda q, k: LONG))
     assert failed.failure == "in a conversation an answer cannot be learnt in part"
 
 

@@ -10,7 +10,7 @@ import torch
 from fakes import FakeReader, FakeWriter, broken, cut, good, prompt, row, run_step
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from injections import INJECTIONS, parts
+from injections import INJECTIONS, parts, with_code
 
 from limbeck.core.errors import DataError, RecipeError
 from limbeck.core.specs import LocalTeacher
@@ -168,8 +168,7 @@ def test_a_liking_for_places_orders_nothing():
 def test_unparsable_is_excluded_and_counted(bad, which):
     def say(question, index):
         if question.id == which:
-            code = parts(question)[0]
-            return bad.replace("CODE", code) if isinstance(bad, str) else bad
+            return with_code(bad, parts(question)[0])
         return ranks(question, index)
 
     found, desk, _ = run([*group("a", "t1 s1", "t2 s2"), *group("b", "t1 s1", "t2 s2")], say)

@@ -6,7 +6,7 @@ import pytest
 from fakes import FakeWriter, broken, cut, good, prompt, row, run_step
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from injections import INJECTIONS, parts
+from injections import INJECTIONS, parts, with_code
 
 from limbeck.core.errors import RecipeError
 from limbeck.core.types import Turn
@@ -77,8 +77,7 @@ def test_a_critique_and_its_score_become_notes():
 def test_what_is_no_critique_fails_and_is_counted(said, reason, unparsable):
     def say(question, index):
         if question.id.startswith("p1"):
-            code = parts(question)[0]
-            return said.replace("CODE", code) if isinstance(said, str) else said
+            return with_code(said, parts(question)[0])
         return teacher(question, index)
 
     rows, desk = run_step(Critique(teacher="api"), answers(3), {"api": FakeWriter(say)})

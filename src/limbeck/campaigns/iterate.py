@@ -16,6 +16,7 @@ from limbeck.campaigns.rounds import Campaign, Round, read_json, read_round
 from limbeck.core.errors import DataError, Interrupted, RecipeError
 from limbeck.core.files import sweep, write_json, write_text
 from limbeck.recipe.document import Document
+from limbeck.recipe.generate import generate as make_rows
 from limbeck.recipe.resolve import dump, resolve, training_sha256
 from limbeck.recipe.run import run
 
@@ -53,8 +54,7 @@ def iterate(
         RecipeError: the recipe has no source that is made, or `out` holds another campaign.
         LimbeckError: a round failed; the message says what to do.
     """
-    if generate is None:
-        from limbeck.recipe.generate import generate
+    generate = generate or make_rows
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise RecipeError("", "iterate runs in one process, because it also makes the data")
     recipe = resolve(document)  # what is wrong with it should not be found after the first data
@@ -112,17 +112,16 @@ def round_document(
     if student is not None:
         own = {k: v for k, v in values["student"].items() if k not in WHICH_MODEL}
         values["student"] = {**own, "name": str(student)}
-    places = (folder / name for name in _names())
-    values["source"] = _placed(values["source"], places, made)
+    values["source"] = _placed(values["source"], _places(folder, "data"), made)
     return Document(values, document.lines, document.file)
 
 
-def _names() -> Iterator[str]:
-    """What the folders of a round's data are called: most rounds have one."""
-    yield "data"
+def _places(folder: Path, name: str) -> Iterator[Path]:
+    """Where the sources of a round have their rows: most rounds have one."""
+    yield folder / name
     number = 2
     while True:
-        yield f"data-{number}"
+        yield folder / f"{name}-{number}"
         number += 1
 
 
@@ -147,8 +146,9 @@ def _placed(source: Any, places: Iterator[Path], made: bool) -> Any:
     if source.get("kind") != "generated":
         return {k: _placed(v, places, made) if k == "of" else v for k, v in source.items()}
     place = next(places)
-    if not made:
-        return {**source, "path": str(place)}
+    if not made:  # its own first rows may be made, too
+        of = _placed(source.get("of"), _places(place, "of"), made)
+        return {**source, "path": str(place), "of": of}
     holdout = {"holdout": source["holdout"]} if "holdout" in source else {}
     return {"kind": "dataset", "path": str(place / "rows.jsonl"), **holdout}
 

@@ -21,13 +21,13 @@ class Made:
 
     Attributes:
         rows: how many rows to train on.
-        failed: how many were made and left out.
+        failed: how many were made and left out, by reason.
         counts: what the steps counted, such as verdicts that could not be parsed.
         usd: what the teachers' answers cost; None where that is not known.
     """
 
     rows: int = 0
-    failed: int = 0
+    failed: Mapping[str, int] = field(default_factory=dict[str, int])
     counts: Mapping[str, float] = field(default_factory=dict[str, float])
     usd: float | None = None
 
@@ -60,7 +60,7 @@ class Round:
         return {
             "round": self.number,
             "rows": self.made.rows,
-            "failed": self.made.failed,
+            "failed": dict(self.made.failed),
             "counts": dict(self.made.counts),
             "usd": self.made.usd,
             "evals": {name: {arm: self.score(name, arm) for arm in arms} for name in self.names},
@@ -108,7 +108,11 @@ class Campaign:
             if any(first.score(name, key) is not None for name in names)
         ]
         for one in self.rounds:
-            made = [f"{one.made.rows:,}", f"{one.made.failed:,}", _shown(one.made.usd)]
+            made = [
+                f"{one.made.rows:,}",
+                f"{sum(one.made.failed.values()):,}",
+                _shown(one.made.usd),
+            ]
             scores = [_shown(one.score(name, "after")) for name in names]
             found.append([str(one.number), *made, *scores])
         return found
@@ -125,29 +129,19 @@ def read_round(number: int, folder: Path) -> Round:
     Raises:
         DataError: a file of it is missing or broken.
     """
-    parts = [read_made(data) for data in sorted(folder.glob("data*"))]
     counts: Counter[str] = Counter()
-    for part in parts:
-        counts.update(part.counts)
-    costs = [part.usd for part in parts]
-    made = Made(
-        rows=sum(part.rows for part in parts),
-        failed=sum(part.failed for part in parts),
-        counts=dict(counts),
-        usd=None if None in costs else sum(cost for cost in costs if cost is not None),
-    )
+    failed: Counter[str] = Counter()
+    rows = 0
+    usd: float | None = 0.0
+    for path in sorted(folder.glob("data*/**/card.json")):
+        card = read_json(path)
+        counts.update(card.get("counts") or {})
+        failed.update(card.get("failed") or {})
+        # What other rows were made from is not trained on.
+        rows += card.get("rows") or 0 if path.parent.parent == folder else 0
+        usd = None if usd is None or card.get("usd") is None else usd + card["usd"]
+    made = Made(rows=rows, failed=failed, counts=counts, usd=usd)
     return Round(number=number, made=made, report=Report.from_json(folder / "report.json"))
-
-
-def read_made(folder: Path) -> Made:
-    """What `generate` left in a folder."""
-    card = read_json(folder / "card.json")
-    return Made(
-        rows=_count(folder / "rows.jsonl"),
-        failed=_count(folder / "failed.jsonl"),
-        counts=card.get("counts") or {},
-        usd=card.get("usd"),
-    )
 
 
 def read_json(path: Path) -> Any:
@@ -162,14 +156,6 @@ def read_json(path: Path) -> Any:
         raise DataError(f"{path}: {error.strerror or error}") from None
     except ValueError as error:
         raise DataError(f"{path}: not JSON: {error}") from None
-
-
-def _count(path: Path) -> int:
-    """Lines of a file; none where there is no file."""
-    if not path.exists():
-        return 0
-    with path.open("rb") as file:
-        return sum(bool(line.strip()) for line in file)
 
 
 def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:

@@ -88,6 +88,10 @@ class BudgetError(LimbeckError, RuntimeError):
         )
 
 
+class ServerError(LimbeckError, ConnectionError):
+    """A teacher's server refuses to work with us at all: no key, no such model, no money left."""
+
+
 class DivergedError(LimbeckError, ArithmeticError):
     """Loss or gradient stayed non-finite; training stopped at the last good state."""
 

@@ -38,7 +38,7 @@ def sequence_ranking(
     Raises:
         ValueError: the margin is negative.
 
-    Source: Yuan et al., "RRHF" (arXiv 2304.05302), eq. 2; Hong et al., "CycleAlign"
+    Source: Yuan et al., "RRHF" (arXiv 2304.05302); Hong et al., "CycleAlign"
         (arXiv 2310.16271).
 
     >>> logp, length = torch.tensor([-2.0, -6.0]), torch.tensor([2.0, 4.0])
@@ -54,9 +54,8 @@ def sequence_ranking(
     _, place, count = group.unique(return_inverse=True, return_counts=True)
     table, there = _by_group(place, count)
     p, r = each[table], score.to(torch.float64)[table]
-    # Padding and unknown scores compare as False, so they are in no pair.
-    known = there & ~r.isnan()
-    pair = (r[:, :, None] < r[:, None, :]) & known[:, :, None] & known[:, None, :]
+    # NaN compares as False, so an unknown score is in no pair.
+    pair = (r[:, :, None] < r[:, None, :]) & there[:, :, None] & there[:, None, :]
     left, right = p[:, :, None], p[:, None, :]
     # Both may be impossible (-inf), and then neither is the likelier one.
     gap = torch.where(pair & (left != right), left - right, 0.0)

@@ -97,7 +97,7 @@ class Teachers:
         return spec
 
     def _server(self, spec: ServerTeacher) -> Writer:
-        from limbeck.teachers.server import Server  # pyright: ignore[reportMissingImports]
+        from limbeck.teachers.server import Server
 
         return self.stack.enter_context(Server(spec))
 

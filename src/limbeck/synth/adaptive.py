@@ -83,12 +83,11 @@ class Adaptive:
                 yield from self._group(group, self.decide == "never", desk)
                 continue
             passes = self._passes(replies, answer)
-            first = group[0]
-            for reply in replies:
-                first = first.made_by("adaptive", self.student, reply, temperature=self.temperature)
-            tried = [first, *group[1:]]
-            noted = [row.noted(direct_passes=passes, direct_tries=self.tries) for row in tried]
-            yield from self._group(noted, passes == self.tries, desk)
+            noted = [row.noted(direct_passes=passes, direct_tries=self.tries) for row in group]
+            for row in self._group(noted, passes == self.tries, desk):
+                for reply in replies if row.failure is None else ():
+                    row = row.made_by("adaptive", self.student, reply, temperature=self.temperature)
+                yield row
 
     def _tried(
         self, groups: Iterable[list[Row]], desk: Desk

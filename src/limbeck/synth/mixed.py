@@ -77,8 +77,10 @@ class Mixed:
         )
         questions = (((group, new), _question(new)) for group, new in begun)
         for (group, new), replies in asked(questions, desk.writer(self.teacher), sampling):
-            if self.keep:
-                yield from group
+            kept = (
+                row if self.keep else row.failed("mixed answers alone are kept") for row in group
+            )
+            yield from kept
             if replies is not None:
                 new = self._ended(new, replies[0])
             if new.failure is None:

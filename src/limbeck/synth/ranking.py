@@ -134,6 +134,11 @@ class Rank:
         """Who reads."""
         return (self.student,)
 
+    @property
+    def files(self) -> Sequence[str]:
+        """What decides the rows besides the fields; relative to the recipe."""
+        return tuple(path for path in (self.template, self.examples) if path is not None)
+
     def run(self, rows: Iterable[Row], desk: Desk) -> Iterator[Row]:
         """The rows of each group: those that agree, best first, then those that failed."""
         places = ("principle", "demonstrations", "question", "answers", "form")

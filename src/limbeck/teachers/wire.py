@@ -1,0 +1,279 @@
+"""What is sent to an OpenAI-compatible server, and what its answers and refusals mean."""
+
+import json
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
+from typing import Any
+
+from limbeck.core.errors import RecipeError
+from limbeck.core.exchange import Question, Scored
+from limbeck.core.specs import ServerTeacher
+from limbeck.core.types import Sampling
+
+LONGEST_WAIT_SECONDS = 300.0
+"""No server is waited for longer than this at a time, whatever it says."""
+
+CHAT, PLAIN = "/chat/completions", "/completions"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Choice:
+    """One answer as it came."""
+
+    text: str
+    finish: str
+    scores: tuple[Scored, ...] | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Heard:
+    """A good response: its answers, and what it says of itself and of the bill."""
+
+    choices: tuple[Choice, ...]
+    model: str
+    fingerprint: str | None
+    prompt_tokens: int | None
+    completion_tokens: int | None
+
+
+class Again(Exception):
+    """It may be tried again.
+
+    Args:
+        reason: what went wrong, without any secret.
+        wait_seconds: as the server asked for; None where it did not say.
+        billed: whether it may cost something; False where surely not.
+        crowded: the server says that it is too much.
+        heard: what of the answer was good.
+    """
+
+    def __init__(
+        self,
+        reason: str,
+        *,
+        wait_seconds: float | None = None,
+        billed: bool = True,
+        crowded: bool = False,
+        heard: Heard | None = None,
+    ) -> None:
+        super().__init__(reason)
+        self.reason, self.wait_seconds, self.billed = reason, wait_seconds, billed
+        self.crowded, self.heard = crowded, heard
+
+
+class Refused(Exception):
+    """The server does not want this request: it would not want it again."""
+
+    def __init__(self, status: int, reason: str, code: str = "") -> None:
+        super().__init__(reason)
+        self.status, self.reason, self.code = status, reason, code
+
+
+def parameters(
+    spec: ServerTeacher, question: Question, sampling: Sampling, *, max_name: str = "max_tokens"
+) -> dict[str, Any]:
+    """All that is sent, but for `n` and the seed: nothing is left to a server's own defaults.
+
+    Raises:
+        RecipeError: a conversation on the API `completions`, or `extra` names one of ours.
+    """
+    asked: dict[str, Any] = {"model": spec.model}
+    if spec.api == "chat":
+        asked["messages"] = [
+            {"role": turn.role or "user", "content": turn.text} for turn in question.prompt
+        ]
+        if question.prefix:  # as vLLM has it
+            asked["messages"].append({"role": "assistant", "content": question.prefix})
+            asked |= {"continue_final_message": True, "add_generation_prompt": False}
+    else:
+        if any(turn.role for turn in question.prompt):
+            raise RecipeError("api", "`completions` takes plain text, and this is a conversation")
+        asked["prompt"] = "".join(turn.text for turn in question.prompt) + question.prefix
+    asked |= {
+        "temperature": sampling.temperature,
+        "top_p": sampling.top_p,
+        max_name: sampling.max_tokens,
+        "stream": False,
+    }
+    if sampling.stop:
+        asked["stop"] = list(sampling.stop)
+    if sampling.scores is not None:
+        if spec.api == "chat":
+            asked |= {"logprobs": True, "top_logprobs": sampling.scores}
+        else:
+            asked["logprobs"] = sampling.scores
+    if both := sorted(set(spec.extra) & {*asked, "n", "seed"}):
+        raise RecipeError("extra", f"may not set {', '.join(both)}; steps and the recipe do")
+    return asked | dict(spec.extra)
+
+
+def read_response(body: bytes, api: str, n: int, *, scored: bool) -> Heard:
+    """The answers in a response with status 200.
+
+    Raises:
+        Again: it is not JSON, has no answer, too few of them, or none that can be believed.
+    """
+    try:
+        said: Any = json.loads(body)
+    except (ValueError, RecursionError):
+        raise Again(f"not JSON: {_short(body)}") from None
+    if not isinstance(said, dict):
+        raise Again(f"not a JSON object: {_short(body)}")
+    if said.get("error"):
+        raise Again(f"an error with status 200: {_message(said)}")
+    listed = said.get("choices")
+    if not isinstance(listed, list) or not listed:
+        raise Again("a response without choices")
+    told: Any = said.get("usage")
+    usage: Mapping[str, Any] = told if isinstance(told, dict) else {}
+    choices: list[Choice] = []
+    wrong: str | None = None
+    for entry in sorted(listed, key=lambda one: _index(one))[:n]:
+        try:
+            choices.append(_choice(entry, api, scored=scored))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:  # any shape may come
+            wrong = str(error) if isinstance(error, ValueError) else "an answer of another shape"
+    heard = Heard(
+        choices=tuple(choices),
+        model=str(said.get("model") or ""),
+        fingerprint=_text(said.get("system_fingerprint")),
+        prompt_tokens=_count(usage.get("prompt_tokens")),
+        completion_tokens=_count(usage.get("completion_tokens")),
+    )
+    if wrong is not None or len(choices) < n:
+        reason = wrong or f"{len(choices)} answers instead of {n}"
+        raise Again(reason, heard=heard)
+    return heard
+
+
+def _choice(entry: Any, api: str, *, scored: bool) -> Choice:
+    """One entry of `choices`.
+
+    Raises:
+        ValueError: it is no whole answer.
+    """
+    if not isinstance(entry, dict):
+        raise ValueError("an answer that is no object")
+    finish = entry.get("finish_reason")
+    if not isinstance(finish, str) or not finish:
+        raise ValueError("an answer without finish_reason, so nobody knows whether it is whole")
+    message = entry.get("message") if api == "chat" else entry
+    text = (
+        message.get("content" if api == "chat" else "text") if isinstance(message, dict) else None
+    )
+    if text is None and finish == "content_filter":
+        text = ""
+    if not isinstance(text, str):
+        raise ValueError("an answer without text")
+    finish = "stop" if finish == "eos" else finish
+    return Choice(text=text, finish=finish, scores=_scores(entry, api) if scored else None)
+
+
+def _scores(entry: Mapping[str, Any], api: str) -> tuple[Scored, ...]:
+    """The log-probabilities of an answer's tokens.
+
+    Raises:
+        ValueError: there are none, or one is no log-probability.
+    """
+    told = entry.get("logprobs")
+    if not isinstance(told, dict):
+        raise ValueError("an answer without logprobs")
+    if api == "chat":
+        rows = told.get("content")
+        if not isinstance(rows, list):
+            raise ValueError("an answer without logprobs")
+        found = [(row["token"], row["logprob"], _tops(row.get("top_logprobs"))) for row in rows]
+    else:
+        tops = told.get("top_logprobs") or [None] * len(told.get("tokens", ()))
+        found = [
+            (token, logp, tuple((top or {}).items()))
+            for token, logp, top in zip(told["tokens"], told["token_logprobs"], tops, strict=True)
+        ]
+    for token, logp, top in found:
+        for value in (logp, *(v for _, v in top)):
+            number = isinstance(value, int | float) and not isinstance(value, bool)
+            if not number or math.isnan(value) or value > 1e-6 or value == -math.inf:
+                raise ValueError(f"token {token!r} has the log-probability {value!r}")
+    return tuple(
+        Scored(text=str(token), logp=float(logp), top=tuple((str(t), float(v)) for t, v in top))
+        for token, logp, top in found
+    )
+
+
+def _tops(rows: Any) -> tuple[tuple[Any, Any], ...]:
+    return tuple((row["token"], row["logprob"]) for row in rows or ())
+
+
+def refusal(status: int, body: bytes, headers: Mapping[str, str]) -> Again | Refused:
+    """What a status other than 200 means."""
+    try:
+        said: Any = json.loads(body)
+    except (ValueError, RecursionError):
+        said = None
+    message = _message(said) if said is not None else _short(body)
+    error = said.get("error") if isinstance(said, dict) else None
+    code = str(error.get("code") or error.get("type") or "") if isinstance(error, dict) else ""
+    reason = f"status {status}: {message}"
+    if status == 429 and "insufficient_quota" in code:
+        return Refused(status, reason, code)
+    if status in (408, 409, 425, 429) or status >= 500:
+        return Again(
+            reason,
+            wait_seconds=retry_after(headers),
+            billed=status not in (409, 425, 429, 503),
+            crowded=status in (429, 503),
+        )
+    return Refused(status, reason, code)
+
+
+def retry_after(headers: Mapping[str, str]) -> float | None:
+    """Seconds that a response asks to wait: `retry-after-ms`, or Retry-After in either form."""
+    low = {name.lower(): value for name, value in headers.items()}
+    try:
+        if "retry-after-ms" in low:
+            wait = float(low["retry-after-ms"]) / 1000
+        elif "retry-after" in low:
+            wait = float(low["retry-after"])
+        else:
+            return None
+    except ValueError:
+        try:
+            wait = parsedate_to_datetime(low["retry-after"]).timestamp() - time.time()
+        except (ValueError, TypeError, KeyError):
+            return None
+    return min(max(wait, 0.0), LONGEST_WAIT_SECONDS) if math.isfinite(wait) else None
+
+
+def _message(said: Any) -> str:
+    error = said.get("error", said) if isinstance(said, dict) else said
+    text = error.get("message", error) if isinstance(error, dict) else error
+    return " ".join(str(text).split())[:300]
+
+
+def _short(body: bytes) -> str:
+    return " ".join(body[:120].decode(errors="replace").split()) or "nothing"
+
+
+def _index(entry: Any) -> int:
+    index = entry.get("index") if isinstance(entry, dict) else None
+    return index if isinstance(index, int) else 0
+
+
+def _count(value: Any) -> int | None:
+    whole = isinstance(value, int) and not isinstance(value, bool) and value >= 0
+    return value if whole else None
+
+
+def _text(value: Any) -> str | None:
+    return value if isinstance(value, str) else None
+
+
+def shares(total: int | None, parts: int) -> Sequence[int | None]:
+    """A request's tokens divided evenly among its answers; the sum is exact."""
+    if total is None or not parts:
+        return [None] * parts
+    each, more = divmod(total, parts)
+    return [each + (place < more) for place in range(parts)]
