@@ -206,6 +206,15 @@ def test_a_folder_with_rounds_of_another_recipe_is_refused(document, tmp_path, c
     iterate(override(document, ["evals=[]", "train.keep=1"]), 1, out, generate=generate)
 
 
+def test_the_command_says_what_is_wrong_in_one_line(document, call, tiny_data, tmp_path):
+    plain = f"source={{path: {tiny_data}}}"
+    said = call("iterate", document.file, plain, "--out", tmp_path / "out")
+    assert said.code == 2
+    assert said.err.count("\n") == 1
+    assert "kind: generated" in said.err
+    assert call("iterate", document.file, "--out", tmp_path, "--rounds", "0").code == 2
+
+
 def test_a_folder_with_something_else_is_refused(document, tmp_path):
     (tmp_path / "x").write_text("")
     with pytest.raises(RecipeError, match="not empty and holds no rounds"):
@@ -281,12 +290,12 @@ def test_an_interruption_says_how_to_go_on(document, tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_killed_anywhere_the_students_are_the_same(document, tmp_path):
-    command = [sys.executable, str(SMALL), str(document.file), str(tmp_path / "out"), "5", "3"]
+    command = [sys.executable, str(SMALL), str(document.file), str(tmp_path / "out"), "4", "2"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=600)
     assert done.returncode == 0, done.stderr[-3000:]
     whole, *killed = done.stdout.split()
-    assert killed == [whole] * 4
+    assert killed == [whole] * 3
 
 
 # --- the documents of a round -----------------------------------------------------------------

@@ -66,6 +66,13 @@ def test_each_stage_is_visited_whole_and_the_last_has_no_end(files, epochs):
     assert ids(again, 6 * epochs + 40)[6 * epochs :] == ids(alone, 40)
 
 
+def test_a_stage_in_the_middle_has_its_own_count(files):
+    low, high = files
+    stream = stages((low, high, low), (1, 2)).open(0)
+    names = [name.partition("/")[0] for name in ids(stream, 6 + 2 * 15 + 20)]
+    assert names == ["low"] * 6 + ["high"] * 30 + ["low"] * 20
+
+
 def test_the_stage_is_that_of_the_sample_to_come(files):
     stream = stages(files).open(0)
     seen = []

@@ -45,6 +45,7 @@ def test_a_point_inside_ends_nothing(text):
         ["Now 2 + 3 = 5. ", "Then 5 - 1 = 4. ", "The answer is 4."],
         ["Is it? ", "It is! ", "3 remain."],
         ['He said "Go." ', "(Then he left.) ", "“Ah.” ", "*Done.* ", "- Über alles."][:4],
+        ["end of a line. \n", "no capital behind it"],
         ["first line\n", "second line\n\n", "third"],
         ["1. Add them.\n", "2. Divide.\n", "Done."],
         ["a) 2 + 2 = 4. ", "So 4."],

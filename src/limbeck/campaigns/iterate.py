@@ -6,6 +6,7 @@ round is next.
 """
 
 import fcntl
+import gc
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -86,10 +87,12 @@ def _round(document: Document, number: int, out: Path, restart: bool, generate: 
             folder.mkdir(parents=True, exist_ok=True)
             sweep(folder)
             generate(round_document(document, folder, student=last, made=False))
+            gc.collect()  # cycles would keep its models beside those that train
             _check_rows(folder)
             # It stands for finished data: from here on the round trains, and its data stay.
             write_text(ready, dump(resolve(training)))
         run(resolve(training), folder, True, training)
+        gc.collect()
     except (Interrupted, KeyboardInterrupt):
         raise Interrupted(
             f"interrupted in round {number}; the same command goes on from where it stopped"

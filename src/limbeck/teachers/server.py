@@ -182,7 +182,7 @@ class Server:
             Refused: the server does not want it.
             Again: it failed after all attempts.
         """
-        heard = await self._persistently(dict(asked), [], n, scored=False)
+        heard = await self._persistently(dict(asked), [], n, scored="logprobs" in asked)
         if isinstance(heard, str):
             raise Again(heard)
         return heard
