@@ -6,6 +6,7 @@ There is one layer that tries again, and it is this one: the client's own is off
 """
 
 import asyncio
+import itertools
 import json
 import logging
 import os
@@ -34,7 +35,6 @@ from limbeck.teachers.probe import Capabilities, probe, remembered
 from limbeck.teachers.recorded import payload_of, reply_of
 from limbeck.teachers.server_display import ServerDisplay
 from limbeck.teachers.wire import (
-    LONGEST_WAIT_SECONDS,
     Again,
     Choice,
     Heard,
@@ -54,7 +54,12 @@ the line must not leave the others without work."""
 HOPELESS = 8
 """Requests that a server refuses, with none accepted, before it is given up."""
 
+POOL = 4
+"""Connections that are kept together."""
+
 FIRST_WAIT_SECONDS = 0.5
+LONGEST_BACKOFF_SECONDS = 20.0
+"""Where the server does not say how long to wait."""
 
 
 class Server:
@@ -309,7 +314,7 @@ class Server:
         asked = getattr(error, "wait_seconds", None)
         if asked is not None:
             return asked + draw * FIRST_WAIT_SECONDS
-        return min(LONGEST_WAIT_SECONDS, FIRST_WAIT_SECONDS * 2 ** (number - 1)) * draw
+        return min(LONGEST_BACKOFF_SECONDS, FIRST_WAIT_SECONDS * 2 ** (number - 1)) * draw
 
     async def _once(
         self, asked: dict[str, Any], keys: Sequence[str], n: int, *, scored: bool
@@ -484,6 +489,29 @@ def transport() -> Any:
     return import_module("httpx2" if find_spec("httpx2") else "httpx")
 
 
+def spread(httpx: Any, in_flight: int) -> Any:
+    """A transport of many small pools of connections, taken in turn.
+
+    A pool looks at all of its idle connections for each request, so one pool of hundreds spends its
+    time with that.
+    """
+    limits = httpx.Limits(max_connections=None, max_keepalive_connections=2 * POOL)
+    pools = [
+        httpx.AsyncHTTPTransport(limits=limits, retries=0) for _ in range(-(-in_flight // POOL))
+    ]
+    turn = itertools.cycle(pools)
+
+    class Spread(httpx.AsyncBaseTransport):
+        async def handle_async_request(self, request: Any) -> Any:
+            return await next(turn).handle_async_request(request)
+
+        async def aclose(self) -> None:
+            for pool in pools:
+                await pool.aclose()
+
+    return Spread()
+
+
 def make_client(spec: ServerTeacher, key: str) -> Any:
     """The official client, without its own retries.
 
@@ -498,11 +526,12 @@ def make_client(spec: ServerTeacher, key: str) -> Any:
             "kind", "a server needs more packages: pip install 'limbeck[api]'"
         ) from None
     httpx = transport()
-    limits = httpx.Limits(max_connections=spec.in_flight, max_keepalive_connections=spec.in_flight)
     return openai.AsyncOpenAI(
         api_key=key,
         base_url=spec.url,
         max_retries=0,
         timeout=spec.timeout_seconds,
-        http_client=httpx.AsyncClient(limits=limits, timeout=spec.timeout_seconds),
+        http_client=httpx.AsyncClient(
+            transport=spread(httpx, spec.in_flight), timeout=spec.timeout_seconds
+        ),
     )
