@@ -1,6 +1,7 @@
 """Objectives: frozen values that bind a loss to the signals of student and teacher."""
 
 from limbeck.objectives.attention import AttentionMaps, AttentionRelations
+from limbeck.objectives.candidates import Candidates
 from limbeck.objectives.dual_space import DualSpace
 from limbeck.objectives.features import Features
 from limbeck.objectives.policy import GroupPolicy, OnPolicyKL, TopKReverseKL
@@ -37,6 +38,7 @@ __all__ = [
     "AlphaBeta",
     "AttentionMaps",
     "AttentionRelations",
+    "Candidates",
     "CrossEntropy",
     "DecoupledKD",
     "DualSpace",

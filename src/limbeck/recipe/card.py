@@ -1,7 +1,7 @@
 """What is known of generated rows: `card.json` for programs, `README.md` for people and the hub."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,9 +22,22 @@ class Tally:
     tokens: int = 0
     models: dict[str, Counter[str]] = field(default_factory=dict[str, Counter[str]])
     columns: Counter[str] = field(default_factory=Counter[str])
+    servers: Collection[str] = ()
+    costs: dict[tuple[str, ...], float | None] = field(default_factory=dict[Any, Any])
+
+    @property
+    def usd(self) -> float | None:
+        """What the replies cost that have a part in the rows; None where a price is not known."""
+        known = [cost for cost in self.costs.values() if cost is not None]
+        return sum(known) if len(known) == len(self.costs) else None
 
     def add(self, row: Row, columns: Mapping[str, Any]) -> None:
         """Count one row."""
+        for entry in row.source:
+            answered = entry["teacher"] in self.servers and entry["finish"]
+            if answered:  # several rows may come of one reply, which was paid once
+                marks = ("step", "teacher", "question", "index", "finish")
+                self.costs[tuple(str(entry[mark]) for mark in marks)] = entry["usd"]
         if row.failure is not None:
             self.failures[kind_of(row.failure)] += 1
             return
@@ -53,7 +66,8 @@ class Card:
         counts: what the steps counted.
         tokens: that teachers wrote for the rows that are fit.
         teachers: by name: specification (never a key), terms of use, versions that answered.
-        usd: spent on this folder's questions; None where a price is not known.
+        usd: what the replies cost that have a part in the rows, failed ones too; None where a
+            price is not known. What was asked in vain, the ledger knows.
         seconds: that making them took this time.
     """
 

@@ -77,11 +77,6 @@ class Teachers:
             )
         return self._model(name)
 
-    def servers(self) -> Mapping[str, Any]:
-        """The servers that were asked, by name."""
-        opened = self._writers.items()
-        return {n: w for n, w in opened if isinstance(self._spec(n), ServerTeacher)}
-
     def _spec(self, name: str) -> Any:
         if name == STUDENT and name not in self.specs:
             if self.student is None:

@@ -60,15 +60,27 @@ def generated_in(source: Any) -> list[Generated]:
 def fingerprint(job: Generation, source: Generated) -> str:
     """SHA-256 of all that decides the rows: where they begin, steps, templates, teachers, seed."""
     named = {name for step in source.steps for name in (*step.asks, *step.reads)}
-    files = sorted({str(f) for step in source.steps for f in getattr(step, "files", ())})
+    files = sorted({home(job) / f for step in source.steps for f in getattr(step, "files", ())})
     parts = {
         "of": describe(source.of),
         "steps": [describe(step) for step in source.steps],
-        "files": [hashlib.sha256(Path(file).read_bytes()).hexdigest() for file in files],
+        "files": [hashlib.sha256(_content(file)).hexdigest() for file in files],
         "teachers": {name: _identity(job, name) for name in sorted(named)},
         "seed": job.seed,
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def home(job: Generation) -> Path:
+    """Where a recipe's relative paths of templates start."""
+    return Path(job.file).parent if job.file else Path()
+
+
+def _content(file: Path) -> bytes:
+    try:
+        return file.read_bytes()
+    except OSError as error:
+        raise RecipeError("source.steps", f"{file}: {error.strerror}") from None
 
 
 def _identity(job: Generation, name: str) -> Any:
@@ -104,14 +116,15 @@ def _make(job: Generation, source: Generated) -> Card:
             f"{source.path} holds the rows of another recipe; give another `path`, or remove it"
         )
     folder.mkdir(parents=True, exist_ok=True)
-    tally = Tally()
+    servers = [n for n, s in job.teachers.items() if isinstance(s, ServerTeacher)]
+    tally = Tally(servers=servers)
     with ExitStack() as stack:
         teachers = Teachers(job.teachers, job.student, folder, job.seed, stack)
         desk = Desk(
             seed=job.seed,
             writer=teachers.writer,
             reader=teachers.reader,
-            folder=Path(job.file).parent if job.file else Path(),
+            folder=home(job),
         )
         rows = through(source.steps, _first_rows(source, job.seed), desk)
         _write(folder, rows, tally)
@@ -123,7 +136,7 @@ def _make(job: Generation, source: Generated) -> Card:
             tokens=tally.tokens,
             teachers=_facts(job, source, tally),
             columns=sorted(tally.columns),
-            usd=_spent(teachers),
+            usd=tally.usd,
             seconds=round(time.perf_counter() - began, 3),
             recipe={
                 "source": describe(source),
@@ -153,18 +166,20 @@ def _first_rows(source: Generated, seed: int) -> Iterator[Row]:
 
 def _write(folder: Path, rows: Iterable[Row], tally: Tally) -> None:
     """Rows and failures as they come, aside; they get their names when all are there."""
-    aside = {name: folder / f".{name}.tmp" for name in (ROWS, FAILED)}
-    with (
-        aside[ROWS].open("w", encoding="utf-8") as good,
-        aside[FAILED].open("w", encoding="utf-8") as bad,
-    ):
+    failed: list[str] = []
+    aside = folder / f".{ROWS}.tmp"
+    with aside.open("w", encoding="utf-8") as good:
         for row in rows:
             values = to_json(row)
             tally.add(row, values)
-            file = good if row.failure is None else bad
-            file.write(json.dumps(values, ensure_ascii=False, allow_nan=False) + "\n")
-    for name, path in aside.items():
-        path.replace(folder / name)
+            line = json.dumps(values, ensure_ascii=False, allow_nan=False) + "\n"
+            if row.failure is None:
+                good.write(line)
+            else:
+                failed.append(line)
+    # When a failure comes out depends on how far a writer has read ahead.
+    write_text(folder / FAILED, "".join(sorted(failed)))
+    aside.replace(folder / ROWS)
     _parquet(folder)
 
 
@@ -199,14 +214,6 @@ def _facts(job: Generation, source: Generated, tally: Tally) -> dict[str, Any]:
         versions = dict(tally.models.get(name, {}))
         facts[name] = {"at": at, "terms": terms, "versions": versions}
     return facts
-
-
-def _spent(teachers: Teachers) -> float | None:
-    """What the servers' accounts have cost; None where that is not known of one."""
-    amounts = [getattr(server, "spent_usd", None) for server in teachers.servers().values()]
-    if any(amount is None for amount in amounts):
-        return None
-    return float(sum(amount for amount in amounts if amount is not None))
 
 
 @dataclass
@@ -263,7 +270,7 @@ def dry_run(document: Document) -> str:
 
         with ExitStack() as stack:
             teachers = Teachers(job.teachers, job.student, source.folder, job.seed, stack)
-            desk = Desk(seed=job.seed, writer=writer, reader=teachers.reader)
+            desk = Desk(seed=job.seed, writer=writer, reader=teachers.reader, folder=home(job))
             if isinstance(source.of, Generated):
                 lines.append(f"{source.path}: begins with rows that {source.of.path} is to have")
                 continue

@@ -110,14 +110,14 @@ def resolve_generation(document: Document) -> Generation:
     )
 
 
-def generation_of(recipe: Recipe) -> Generation:
-    """The same of a whole recipe."""
+def generation_of(recipe: Recipe, file: str | None = None) -> Generation:
+    """The same of a whole recipe, which was read from a file."""
     return Generation(
         source=recipe.source,
         teachers=recipe.teachers,
         student=recipe.student,
         seed=recipe.seed,
-        file=None,
+        file=file,
     )
 
 

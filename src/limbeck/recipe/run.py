@@ -150,7 +150,7 @@ class _Run:
         self.recipe, self.facts, self.out, self.mesh = recipe, facts, out, mesh
         self.document = document
         # Data first: it is quick to check, and a wrong row should not cost the loading of weights.
-        check_generated(generation_of(recipe))
+        check_generated(generation_of(recipe, document and document.file))
         self.source = recipe.source.open(recipe.seed)
         given = getattr(self.source, "given", self.source)
         self.starts = {source: source.state_dict() for source in (self.source, given)}
