@@ -1,0 +1,177 @@
+"""limbeck generate: rows once, the same again, and nothing half taken for whole."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import yaml
+
+from limbeck.teachers.mock import Faults, MockTeacher
+
+
+@pytest.fixture
+def recipe(tmp_path, tiny_teacher):
+    """Writes a recipe whose rows a server or a local model makes."""
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text(
+        "".join(json.dumps({"prompt": f"the cat {k} ", "answer": str(k)}) + "\n" for k in range(20))
+    )
+
+    def write(teacher=None, steps=None, **more):
+        values = {
+            "student": {"name": str(tiny_teacher), "max_length": 64},
+            "teachers": {"t": teacher or {"name": str(tiny_teacher), "max_length": 64}},
+            "source": {
+                "kind": "generated",
+                "path": str(tmp_path / "data"),
+                "of": {"path": str(prompts), "holdout": 0},
+                "steps": steps
+                or [
+                    {
+                        "kind": "answers",
+                        "teacher": "t",
+                        "n": 2,
+                        "max_tokens": 5,
+                        "keep_truncated": True,
+                    },
+                    "distribution",
+                ],
+                "holdout": 4,
+            },
+            "terms": [{"objective": "cross_entropy"}],
+            "train": {"steps": 2, "batch_tokens": 200},
+            **more,
+        }
+        path = tmp_path / "recipe.yaml"
+        path.write_text(yaml.safe_dump(values))
+        return path
+
+    return write
+
+
+def lines(folder, name="rows.jsonl"):
+    return [json.loads(line) for line in (folder / name).read_text().splitlines()]
+
+
+def test_rows_are_made_once_and_trained_on(recipe, tmp_path, call):
+    path, data = recipe(), tmp_path / "data"
+    done = call("run", path, "--out", tmp_path / "run")
+    assert done.code == 2
+    assert "limbeck generate RECIPE" in done.err
+    done = call("generate", path)
+    assert done.code == 0, done.err
+    rows = lines(data)
+    assert sum(row.get("weight", 1.0) for row in rows) == pytest.approx(20)
+    assert all(row["source"] and row["answer"] for row in rows)
+    card = json.loads((data / "card.json").read_text())
+    assert card["rows"] == len(rows)
+    assert set(card["columns"]) >= {"id", "prompt", "completion", "source"}
+    import pyarrow.parquet
+
+    assert pyarrow.parquet.read_table(data / "rows.parquet").num_rows == len(rows)
+    before = (data / "rows.jsonl").read_bytes()
+    assert call("generate", path).code == 0
+    assert (data / "rows.jsonl").read_bytes() == before
+    done = call("run", path, "--out", tmp_path / "run")
+    assert done.code == 0, done.err
+
+
+def test_rows_of_another_recipe_are_refused(recipe, tmp_path, call):
+    path = recipe()
+    assert call("generate", path).code == 0
+    for change in ("seed=4", "source.steps.0.temperature=0.5", "source.of.holdout=1"):
+        done = call("run", path, "--out", tmp_path / "run", change)
+        assert done.code == 2, change
+        assert "another recipe" in done.err
+        assert done.err.count("\n") == 1
+        assert call("generate", path, change).code == 2
+    assert call("run", path, "--out", tmp_path / "run", "train.steps=1").code == 0
+
+
+def test_a_server_makes_them_and_its_price_is_told(recipe, tmp_path, call):
+    with MockTeacher(faults=Faults(rate=0.2, seed=3)) as mock:
+        server = {
+            "kind": "server",
+            "url": mock.url,
+            "model": "m",
+            "ledger": str(tmp_path / "ledger.sqlite"),
+            "price": {"input": 1.0, "output": 2.0},
+            "attempts": 20,
+        }
+        path = recipe(server)
+        done = call("generate", path, "--dry-run")
+        assert done.code == 0, done.err
+        assert "20 questions, 2 answers each" in done.out
+        assert "the cat 0" in done.out
+        assert "at most $0.0" in done.out
+        assert not mock.requests
+        assert not (tmp_path / "data").exists()
+        done = call("generate", path)
+        assert done.code == 0, done.err
+        card = json.loads((tmp_path / "data" / "card.json").read_text())
+        assert card["usd"] > 0
+        assert card["teachers"]["t"]["versions"] == {"mock-1": 40}
+        assert card["teachers"]["t"]["terms"] == "unknown"
+        assert "terms of use" in (tmp_path / "data" / "README.md").read_text()
+        sent = len(mock.requests)
+        assert call("generate", path).code == 0
+        assert len(mock.requests) == sent
+        # A run has no use for a teacher that only writes.
+        assert call("run", path, "--out", tmp_path / "run").code == 0
+        assert len(mock.requests) == sent
+
+
+def test_every_prompt_has_a_final_row(recipe, tmp_path, call):
+    steps = [{"kind": "answers", "teacher": "t", "n": 3, "max_tokens": 5}]
+    done = call("generate", recipe(steps=steps))
+    assert done.code == 0
+    data = tmp_path / "data"
+    names = [row["id"] for row in (*lines(data), *lines(data, "failed.jsonl"))]
+    assert len(names) == len(set(names)) == 60
+    assert all(row["failure"] for row in lines(data, "failed.jsonl"))
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ("source.steps.0.teacher=nobody", "no 'nobody'"),
+        ("source.steps.0.kind=anwsers", "did you mean 'answers'"),
+        ("source.steps.0.n=0", "greater than 0"),
+        ("source.kind=dataset", "unknown field"),
+    ],
+)
+def test_a_wrong_recipe_is_one_line(recipe, change, said, call):
+    done = call("generate", recipe(), change)
+    assert done.code == 2
+    assert said in done.err
+    assert done.err.count("\n") == 1
+
+
+def test_killed_and_started_again_it_arrives_at_the_same_rows(recipe, tmp_path):
+    with MockTeacher(latency_seconds=0.02) as mock:
+        server = {"kind": "server", "url": mock.url, "model": "m", "in_flight": 4}
+        whole = recipe({**server, "ledger": str(tmp_path / "a.sqlite")})
+        command = [sys.executable, "-m", "limbeck", "generate", str(whole)]
+        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        subprocess.run(command, check=True, env=environment, **quiet)
+        first = (tmp_path / "data" / "rows.jsonl").read_text()
+        (tmp_path / "data").rename(tmp_path / "kept")
+        again = recipe({**server, "ledger": str(tmp_path / "b.sqlite")})
+        sent = len(mock.requests)
+        for more in (2, 12):
+            child = subprocess.Popen([*command[:-1], str(again)], env=environment, **quiet)
+            wanted = len(mock.requests) + more
+            while len(mock.requests) < wanted and child.poll() is None:
+                time.sleep(0.005)
+            child.send_signal(signal.SIGKILL)
+            child.wait()
+            assert not (tmp_path / "data" / "card.json").exists()
+        subprocess.run([*command[:-1], str(again)], check=True, env=environment, **quiet)
+        assert (tmp_path / "data" / "rows.jsonl").read_text() == first
+        asked = len(mock.requests) - sent
+        assert asked <= 7 + 20 + 2 * 4  # the probe, the prompts, what was under way at each kill
