@@ -14,11 +14,18 @@ DEEPEST = 50
 """Brackets within brackets."""
 
 _CURRENCY = "$\u20ac\u00a3\u00a5"
-_NUMBER = rf"[{_CURRENCY}]?(?:[0-9]{{1,3}}(?:,[0-9]{{3}})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?%?"
+_NUMBER = rf"[{_CURRENCY}]?(?>[0-9]{{1,3}}(?:,[0-9]{{3}})+(?![0-9])|[0-9]+)(?>(?:\.[0-9]+)?)%?"
 _OPERATOR = "[-+*/x\u00d7\u00f7\u2212]"
-_TERM = rf"(?:\( ?)*[-\u2212]?(?:\( ?)*{_NUMBER}(?: ?\))*"
-_EXPRESSION = rf"{_TERM}(?: ?{_OPERATOR} ?{_TERM})*"
-_CHAIN = re.compile(rf"(?<![\w.)])(?<!\d[-+*/=] ){_EXPRESSION}(?: ?= ?{_EXPRESSION})+(?![\w])")
+# Every repeat has an end, so that no text, however odd, takes long.
+_TERM = rf"(?:[-\u2212]?\( ?){{0,5}}[-\u2212]?{_NUMBER}(?: ?\)){{0,5}}"
+_EXPRESSION = rf"{_TERM}(?: ?{_OPERATOR} ?{_TERM}){{0,20}}+"
+_CHAIN = re.compile(
+    rf"(?<![\w.)])(?<!{_OPERATOR})(?<!{_OPERATOR} )"  # not in the middle of a longer one
+    rf"{_EXPRESSION}(?: ?= ?{_EXPRESSION}){{1,10}}(?!\w)"
+)
+_BULLET = re.compile(r"(?m)^[ \t]{0,20}[-*+] {1,3}")
+_ASKED_INSIDE = re.compile(r"= ?\$?<<[^<>\n=]{1,200}=([^<>\n=]{1,100})>>[0-9.,]{0,100}")
+_ASKED = re.compile(r"<<([^<>\n]{1,300})>>[0-9.,]{0,100}")
 _TOKEN = re.compile(rf"\s*({_NUMBER}|{_OPERATOR}|[()])")
 _SAME = str.maketrans({"x": "*", "\u00d7": "*", "\u00f7": "/", "\u2212": "-"})
 
@@ -115,17 +122,27 @@ def equations(text: str) -> tuple[Equation, ...]:
     >>> [equation.true for equation in equations("1 / 3 = 0.33 and 2 + 2 = 5")]
     [True, False]
     """
-    # What a calculator was asked is taken out of the middle of the equation around it.
-    text = re.sub(r"=\s*\$?<<([^<>\n]{0,200}?)=([^<>\n=]{0,100})>>[0-9.,]*", r"= \2 ", text)
-    text = re.sub(r"<<([^<>\n]{0,300})>>[0-9.,]*", r" \1 ", text)
+    text = _ASKED_INSIDE.sub(r"= \1 ", _BULLET.sub("", text))
+    text = _ASKED.sub(r" \1 ", text)
     found: list[Equation] = []
     for match in _CHAIN.finditer(text):
-        sides = [_plain(side) for side in match[0].split("=")]
+        sides = _sides(match[0])
         for left, right in zip(sides, sides[1:], strict=False):
-            if not re.search(r"[-+*/]", (left + " " + right).replace(" -", " ").lstrip("-")):
-                continue
-            found.append(Equation(left=left, right=right, true=_holds(left, right)))
+            operations = re.search(r"[0-9)%][-+*/]", f"{left} {right}")
+            true = _holds(left, right)
+            if operations and true is not None:
+                found.append(Equation(left=left, right=right, true=true))
     return tuple(found)
+
+
+def _sides(chain: str) -> list[str]:
+    """What stands between the equals signs, without the brackets of the sentence around it."""
+    sides = [_plain(side) for side in chain.split("=")]
+    while sides[0].startswith("(") and sides[0].count("(") > sides[0].count(")"):
+        sides[0] = sides[0][1:]
+    while sides[-1].endswith(")") and sides[-1].count(")") > sides[-1].count("("):
+        sides[-1] = sides[-1][:-1]
+    return sides
 
 
 def _plain(side: str) -> str:
@@ -133,10 +150,11 @@ def _plain(side: str) -> str:
     return side.translate(_SAME).translate(signs)
 
 
-def _holds(left: str, right: str) -> bool:
+def _holds(left: str, right: str) -> bool | None:
+    """Whether both sides are equal; None where one has no value."""
     a, b = arithmetic(left), arithmetic(right)
     if a is None or b is None:
-        return False
+        return None
     shown = re.fullmatch(r"-?[0-9]+\.([0-9]+)", right)
     slack = Fraction(1, 2 * 10 ** len(shown[1])) if shown else 0
     return abs(a - b) <= slack

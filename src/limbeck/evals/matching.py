@@ -1,13 +1,17 @@
-"""Does a completion give the expected answer? Three ways to tell."""
+"""What an answer is in a text, and when two are the same: numbers, patterns, JSON."""
 
 import json
 import re
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from decimal import Decimal
 from fractions import Fraction
+from typing import Any
 
 from limbeck.core.errors import RecipeError
+from limbeck.evals.child import bare_environment
 
 PATTERN_SECONDS = 10.0
 """How long a pattern may take over all completions of a task, besides 10 ms for each."""
@@ -101,16 +105,28 @@ def check_pattern(pattern: str) -> None:
 
 _CHILD = """
 import json, re, sys
-pattern, texts = json.load(sys.stdin)
-found = (re.search(pattern, text) for text in texts)
-json.dump([match and match[1] for match in found], sys.stdout)
+pattern, last, texts = json.load(sys.stdin)
+def one(text):
+    match = None
+    for match in re.finditer(pattern, text):
+        if not last:
+            break
+    return match and [*match.span(), *match.span(1)]
+json.dump([one(text) for text in texts], sys.stdout)
 """
 
+Place = tuple[int, int, int, int]
+"""Where a match begins and ends, and where its group does; -1 for a group that took no part."""
 
-def captures(
-    pattern: str, completions: Sequence[str], *, limit_seconds: float = PATTERN_SECONDS
-) -> list[str | None]:
-    """What the pattern's group catches at its first match in each text; None without a match.
+
+def places(
+    pattern: str,
+    completions: Sequence[str],
+    *,
+    last: bool = False,
+    limit_seconds: float = PATTERN_SECONDS,
+) -> list[Place | None]:
+    """Where the pattern first (or `last`) matches in each text; None without a match.
 
     It runs in a Python process of its own, because a pattern that backtracks without end cannot
     be stopped from within: `re` has no time limit.
@@ -122,11 +138,12 @@ def captures(
     try:
         done = subprocess.run(
             [sys.executable, "-I", "-S", "-c", _CHILD],
-            input=json.dumps([pattern, list(completions)]),  # ASCII, lone surrogates too
+            input=json.dumps([pattern, last, list(completions)]),  # ASCII, lone surrogates too
             capture_output=True,
             encoding="ascii",
             timeout=limit_seconds,
             check=True,
+            env=bare_environment(),
         )
     except subprocess.TimeoutExpired:
         raise RecipeError(
@@ -134,4 +151,111 @@ def captures(
             f"{pattern!r} needs more than {limit_seconds:.0f} s on the completions; repeats "
             "inside of repeats, such as (a+)+, backtrack without end",
         ) from None
-    return json.loads(done.stdout)
+    return [None if found is None else tuple(found) for found in json.loads(done.stdout)]
+
+
+def captures(
+    pattern: str, completions: Sequence[str], *, limit_seconds: float = PATTERN_SECONDS
+) -> list[str | None]:
+    """What the pattern's group catches at its first match in each text; None without a match.
+
+    Raises:
+        RecipeError: the time is up.
+    """
+    found = places(pattern, completions, limit_seconds=limit_seconds)
+    return [
+        None if place is None or place[2] < 0 else text[place[2] : place[3]]
+        for text, place in zip(completions, found, strict=True)
+    ]
+
+
+@dataclass(frozen=True, slots=True)
+class Json:
+    """A value as JSON has it, compared strictly.
+
+    The order of keys does not count. 1 and 1.0 are the same number; `true` and "1" are none. Lists
+    keep their order. Objects must have the same keys.
+
+    >>> Json({"a": 1, "b": [True]}) == Json({"b": [True], "a": Decimal("1.0")})
+    True
+    >>> Json({"a": "1"}) == Json({"a": 1})
+    False
+    """
+
+    value: Any
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Json) and _same_json(self.value, other.value)
+
+    __hash__ = None  # type: ignore[assignment]  # values hold lists
+
+    def __str__(self) -> str:
+        return json.dumps(self.value, ensure_ascii=False, sort_keys=True, default=_plain_number)
+
+
+def _plain_number(value: Decimal) -> float:
+    return float(value)
+
+
+def _same_json(a: Any, b: Any) -> bool:
+    if isinstance(a, dict) and isinstance(b, dict):
+        return a.keys() == b.keys() and all(_same_json(a[key], b[key]) for key in a)
+    if isinstance(a, list) and isinstance(b, list):
+        return len(a) == len(b) and all(map(_same_json, a, b))
+    numbers = [isinstance(v, int | Decimal) and not isinstance(v, bool) for v in (a, b)]
+    return a == b if all(numbers) or type(a) is type(b) else False
+
+
+def read_json(text: str) -> Json | None:
+    """A text that is one JSON value; None where it is not, or where an object has a key twice.
+
+    NaN and infinity are no JSON. Numbers are exact.
+    """
+    try:
+        return Json(_DECODER.decode(text.strip()))
+    except (ValueError, RecursionError):
+        return None
+
+
+def json_in(text: str) -> tuple[Json, ...]:
+    """The JSON of a completion: all of it, or its fenced blocks, or objects and lists within it.
+
+    >>> [str(found) for found in json_in('I call {"city": "Bonn"} now.')]
+    ['{"city": "Bonn"}']
+    """
+    whole = read_json(text)
+    if whole is not None:
+        return (whole,)
+    blocks = re.findall(r"```[a-zA-Z]*[ \t]*\n(.*?)```", text, re.DOTALL)
+    fenced = [value for block in blocks if (value := read_json(block)) is not None]
+    return tuple(fenced) if fenced else tuple(_scattered(text))
+
+
+def _scattered(text: str) -> Iterator[Json]:
+    place, attempts = 0, 0
+    while (found := _OPENING.search(text, place)) is not None and attempts < _ATTEMPTS:
+        try:
+            value, place = _DECODER.raw_decode(text, found.start())
+        except (ValueError, RecursionError):
+            place, attempts = found.start() + 1, attempts + 1
+            continue
+        yield Json(value)
+
+
+_OPENING = re.compile(r"[{\[]")
+_ATTEMPTS = 50
+"""Brackets that open no JSON; each costs a look at the rest of the text."""
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        raise ValueError("a key stands twice")
+    return made
+
+
+def _refused(name: str) -> Any:
+    raise ValueError(f"{name} is no JSON")
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_once, parse_float=Decimal, parse_constant=_refused)

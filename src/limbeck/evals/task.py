@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
 
@@ -15,8 +15,8 @@ from limbeck.core.types import Sample, Sampling, Turn
 from limbeck.evals import matching
 from limbeck.evals.reading import tell_once
 from limbeck.evals.score import Score, wilson_interval
+from limbeck.evals.verifiers import Match, Verifier
 
-Match = Literal["exact", "last_number", "regex"]
 Problem = tuple[Sample, str]
 
 
@@ -33,7 +33,8 @@ class Task:
         path: the JSONL file.
         match: `exact` compares whole texts but for white space; `last_number` compares the last
             number of completion and answer by value; `regex` compares the text that the group of
-            `pattern` catches at its first match.
+            `pattern` catches at its first match; `choice`, `math` and `json` are in
+            `evals.verifiers`.
         pattern: for `regex`, with one group.
         stop: a completion ends before the first of these strings; for models that go on with a
             next question.
@@ -104,19 +105,8 @@ class Task:
     def judge(self, completions: Sequence[str], answers: Sequence[str]) -> list[bool]:
         """Which completions are right."""
         texts = [_cut(text, self.stop) for text in completions]
-        if self.match == "last_number":
-            return [
-                (number := matching.last_number(text)) is not None
-                and number == matching.last_number(answer)
-                for text, answer in zip(texts, answers, strict=True)
-            ]
-        found: Sequence[str | None] = texts
-        if self.pattern is not None:
-            found = matching.captures(self.pattern, texts)
-        return [
-            text is not None and matching.same_text(text, answer)
-            for text, answer in zip(found, answers, strict=True)
-        ]
+        verifier = Verifier(match=self.match, pattern=self.pattern)
+        return [verdict.right for verdict in verifier.check_all(texts, answers)]
 
     def problems(self) -> list[Problem]:
         """The file's problems, up to `limit`.
@@ -152,8 +142,8 @@ class Task:
         if isinstance(answer, bool) or not isinstance(answer, str | int | float):
             raise DataError(f"{place}: `answer` must be a string or a number")
         answer = str(answer)
-        if self.match == "last_number" and matching.last_number(answer) is None:
-            raise DataError(f"{place}: `answer` has no number for `match: last_number`")
+        if wrong := Verifier(match=self.match, pattern=self.pattern).problem_with(answer):
+            raise DataError(f"{place}: `answer` {wrong}")
         turns = _turns(row["prompt"], place)
         name = f"{Path(self.path).name}:{place.rpartition(':')[2]}"
         return Sample(id=name, turns=turns), answer

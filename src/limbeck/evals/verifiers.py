@@ -1,0 +1,245 @@
+"""Is an answer right? One contract for evaluations and for steps that make data.
+
+A verdict is `right`, `wrong`, or `unclear`: there is no answer in the text, or it says two things.
+Whoever trains on what is right had better lose a right answer than learn a wrong one, so everything
+that can be read in two ways is unclear.
+"""
+
+import importlib.util
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from limbeck.core.errors import RecipeError
+from limbeck.evals import matching
+from limbeck.evals.arithmetic import arithmetic
+from limbeck.evals.choices import chosen, options_in, same_option
+from limbeck.evals.math_pool import SECONDS, pool
+
+Match = Literal["exact", "last_number", "regex", "choice", "math", "json", "arithmetic"]
+"""`exact` compares whole texts but for white space; `last_number` the last number of both by value;
+`regex` the text that the group of `pattern` catches at its first match; `choice` the option that is
+chosen, by letter or text, where the options stand in the prompt or are not known; `math` what
+math-verify reads as mathematics; `json` values; `arithmetic` the values of two expressions."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """What a verifier says of a text.
+
+    Attributes:
+        verdict: `right`, `wrong` or `unclear`.
+        found: the answer as it was read; None where none was.
+        reason: why it is unclear.
+    """
+
+    verdict: Literal["right", "wrong", "unclear"]
+    found: str | None = None
+    reason: str = ""
+
+    @property
+    def right(self) -> bool:
+        """Whether it is right."""
+        return self.verdict == "right"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verifier:
+    """Compares what texts answer with known answers.
+
+    Attributes:
+        match: how; see `Match`.
+        pattern: for `regex`, with one group.
+        seconds: how long a comparison by `math` may take; a longer one is unclear.
+    """
+
+    match: Match = "exact"
+    pattern: str | None = None
+    seconds: Annotated[float, Field(gt=0, le=600)] = SECONDS
+
+    def __post_init__(self) -> None:
+        if (self.pattern is not None) != (self.match == "regex"):
+            raise RecipeError("pattern", "goes with `match: regex`, and only with it")
+        if self.pattern is not None:
+            matching.check_pattern(self.pattern)
+        if self.match == "math" and importlib.util.find_spec("math_verify") is None:
+            raise RecipeError("match", "math needs math-verify: pip install 'limbeck[synth]'")
+
+    def check(self, text: str, answer: str, question: str = "") -> Verdict:
+        """The verdict on one text; see `check_all`."""
+        return self.check_all([text], [answer], [question])[0]
+
+    def check_all(
+        self, texts: Sequence[str], answers: Sequence[str], questions: Sequence[str] = ()
+    ) -> list[Verdict]:
+        """The verdicts on texts, in order. Faster than one by one for `regex` and `math`.
+
+        Args:
+            texts: what was written.
+            answers: the known answer to each.
+            questions: what was asked; `choice` finds the options in it.
+
+        Raises:
+            RecipeError: the pattern backtracks without end, or a package is missing.
+        """
+        asked = questions or [""] * len(texts)
+        if self.match == "regex":
+            assert self.pattern is not None
+            found = matching.captures(self.pattern, texts)
+            return [_caught(text, answer) for text, answer in zip(found, answers, strict=True)]
+        if self.match == "math":
+            return self._mathematics(texts, answers)
+        check = {
+            "exact": _exact,
+            "last_number": _last_number,
+            "choice": _choice,
+            "json": _json,
+            "arithmetic": _arithmetic,
+        }[self.match]
+        return [check(*each) for each in zip(texts, answers, asked, strict=True)]
+
+    def problem_with(self, answer: str) -> str | None:
+        """Why an answer cannot be the known one; None where it can."""
+        if self.match == "last_number" and matching.last_number(answer) is None:
+            return "has no number"
+        if self.match == "arithmetic" and arithmetic(answer) is None:
+            return "is no expression of numbers"
+        if self.match == "json" and matching.read_json(answer) is None:
+            return "is not JSON"
+        return None if answer.strip() or self.match == "exact" else "is empty"
+
+    def _mathematics(self, texts: Sequence[str], answers: Sequence[str]) -> list[Verdict]:
+        verdicts: dict[int, Verdict] = {}
+        pairs: list[tuple[str, str]] = []
+        for place, (text, answer) in enumerate(zip(texts, answers, strict=True)):
+            doubt = _doubt(text, answer)
+            if doubt is not None:
+                verdicts[place] = Verdict(verdict="unclear", reason=doubt)
+            else:
+                pairs.append((_in_dollars(answer), _readable(text)))
+        replies = iter(pool().check_all(pairs, self.seconds))
+        return [verdicts.get(place) or Verdict(**next(replies)) for place in range(len(texts))]  # type: ignore[arg-type]
+
+
+def _exact(text: str, answer: str, question: str) -> Verdict:
+    del question
+    right = matching.same_text(text, answer)
+    return _told(right, " ".join(text.split())) if text.strip() or right else _EMPTY
+
+
+def _caught(text: str | None, answer: str) -> Verdict:
+    if text is None:
+        return Verdict(verdict="unclear", reason="the pattern does not match")
+    return _told(matching.same_text(text, answer), text)
+
+
+def _last_number(text: str, answer: str, question: str) -> Verdict:
+    del question
+    number = matching.last_number(_signed(text))
+    if number is None:
+        return Verdict(verdict="unclear", reason="it has no number")
+    if (doubt := _doubt(text, answer)) is not None:
+        return Verdict(verdict="unclear", reason=doubt)
+    return _told(number == matching.last_number(answer), _shown(number))
+
+
+def _choice(text: str, answer: str, question: str) -> Verdict:
+    options = options_in(question)
+    choice = chosen(text, options)
+    if choice.unclear:
+        return Verdict(verdict="unclear", reason=choice.unclear)
+    return _told(same_option(choice, answer, options), choice.letter or choice.text)
+
+
+def _json(text: str, answer: str, question: str) -> Verdict:
+    del question
+    found = matching.json_in(text)
+    if not found:
+        return Verdict(verdict="unclear", reason="it has no JSON")
+    if any(value != found[0] for value in found):
+        return Verdict(verdict="unclear", reason="it has several values of JSON")
+    return _told(found[0] == matching.read_json(answer), str(found[0]))
+
+
+def _arithmetic(text: str, answer: str, question: str) -> Verdict:
+    del question
+    said = _conclusion(text)
+    value = arithmetic(said.strip().rstrip("."))
+    if value is None:
+        return Verdict(verdict="unclear", reason="it does not end in an expression of numbers")
+    return _told(value == arithmetic(answer), _shown(value))
+
+
+_EMPTY = Verdict(verdict="unclear", reason="it is empty")
+
+
+def _told(right: bool, found: str) -> Verdict:
+    return Verdict(verdict="right" if right else "wrong", found=found)
+
+
+def _shown(number: Fraction) -> str:
+    return str(number)
+
+
+# What numbers and mathematics share: where a text says its answer, and whether it says one.
+
+_STATEMENT = re.compile(r"\banswer\s*(?:is|:|=)\s*:?|^\s*A\s*:", re.IGNORECASE | re.MULTILINE)
+_NEGATED = re.compile(
+    r"(?:\bnot|\bnever|n[\u2019']t)\s+(?:be\s+|equal(?:\s+to)?\s+)?"
+    r"(?:\$|\\\(|\\\[)?\s?(?:\\boxed\{)?\s?[-+\u2212$]{0,2}[0-9]",
+    re.IGNORECASE,
+)
+_ALTERNATIVE = re.compile(r"[0-9][^\n.;0-9]{0,30}\bor\b[^\n.;0-9]{0,20}[0-9]", re.IGNORECASE)
+_SIGN = re.compile(r"(^|[=:({$]|\bis)(\s*)[-\u2212]\s+(?=[$\u20ac\u00a3\u00a5]?\.?[0-9])")
+_MATHEMATICAL = re.compile(r"[0-9+\-*/^()\[\]=<>|{}., \u2212]{1,200}")
+
+
+def _conclusion(text: str) -> str:
+    """What follows the last statement of an answer; else the last line with a digit in it."""
+    starts = [match.end() for match in _STATEMENT.finditer(text)]
+    if starts and any(character.isdigit() for character in text[starts[-1] :]):
+        return text[starts[-1] :].strip().partition("\n")[0]
+    lines = [line for line in text.splitlines() if any(c.isdigit() for c in line)]
+    return lines[-1].strip() if lines else ""
+
+
+def _doubt(text: str, answer: str) -> str | None:
+    """Why a text cannot be taken at its word: "not 18", "18, or maybe 20"."""
+    said = _conclusion(text)
+    if _NEGATED.search(said):
+        return "it says what the answer is not"
+    if _ALTERNATIVE.search(said) and not _ALTERNATIVE.search(answer):
+        return "it says two answers"
+    return None
+
+
+def _signed(text: str) -> str:
+    """The text with "is - 5" written as "is -5"; a list's "- 5 apples" stays in longer texts."""
+    said = _conclusion(text)
+    place = text.rfind(said) if said else len(text)
+    alone = not text[:place].strip() or _STATEMENT.search(text[:place]) is not None
+    joined = _SIGN.sub(r"\1\2-", said)
+    if not alone and joined.startswith("-") and not said.startswith(joined[:2]):
+        joined = said[0] + said[1:2] + _SIGN.sub(r"\1\2-", said[2:])
+    return text[:place] + joined + text[place + len(said) :]
+
+
+def _readable(text: str) -> str:
+    """The text, or the mathematics alone that it ends in, marked as such.
+
+    math-verify reads "(1, 2)" as 2 and "- 5" as 5 where no dollars stand around them.
+    """
+    said = _conclusion(text).strip().rstrip(".").strip()
+    if _MATHEMATICAL.fullmatch(said):
+        return f"${said}$"
+    return _signed(text)
+
+
+def _in_dollars(answer: str) -> str:
+    """A known answer marked as mathematics, where it is not."""
+    marked = any(mark in answer for mark in ("\\boxed", "\\(", "\\[")) or answer.count("$") > 1
+    return answer if marked else f"${answer.replace('$', '').strip()}$"
