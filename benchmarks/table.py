@@ -3,12 +3,13 @@
     python benchmarks/table.py
 
 prints what the other scripts wrote, as Markdown; with `--readme` it puts the README's tables there,
-with `--docs` those of `docs/methods.md`.
+with `--docs` those of the documentation.
 """
 
 import argparse
+import importlib
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -149,11 +150,19 @@ def cross_tokenizer_table(results: dict[str, Any]) -> str:
     return table(results)
 
 
+def of_script(name: str) -> Callable[[dict[str, Any]], str]:
+    """The table of a script that is only loaded when there is something to print."""
+    return lambda results: importlib.import_module(name).table(results)
+
+
 TABLES |= {
     "cache_size": cache_size_table,
     "cache_quality": cache_quality_table,
     "white_box": white_box_table,
     "cross_tokenizer": cross_tokenizer_table,
+    "own_words": of_script("own_words"),
+    "reasoning": of_script("reasoning"),
+    "server_load": of_script("server_load"),
 }
 
 BEGIN, END = "<!-- benchmarks/table.py writes from here -->", "<!-- to here -->"
@@ -195,14 +204,21 @@ def write_readme() -> None:
     path.write_text(f"{before}{BEGIN}\n\n{readme_section()}\n\n{END}{after}")
 
 
-COMPARISONS = ("cross_tokenizer", "white_box")
+COMPARISONS = {
+    "cross_tokenizer": "methods.md",
+    "white_box": "methods.md",
+    "own_words": "methods/own_words.md",
+    "reasoning": "dasd.md",
+    "server_load": "server.md",
+}
+"""The page on which each comparison's table stands."""
 
 
-def write_docs(names: Sequence[str]) -> None:
-    """Put the comparisons' tables between their marks in `docs/methods.md`."""
-    path = Path(__file__).resolve().parents[1] / "docs" / "methods.md"
-    text = path.read_text()
+def write_docs(names: Iterable[str]) -> None:
+    """Put the comparisons' tables between their marks in their pages."""
     for name in names:
+        path = Path(__file__).resolve().parents[1] / "docs" / COMPARISONS[name]
+        text = path.read_text()
         results = RESULTS / f"{name}.json"
         if not results.exists():
             continue
@@ -210,8 +226,7 @@ def write_docs(names: Sequence[str]) -> None:
         before, _, rest = text.partition(begin)
         _, _, after = rest.partition(end)
         shown = TABLES[name](json.loads(results.read_text()))
-        text = f"{before}{begin}\n\n{shown}\n\n{end}{after}"
-    path.write_text(text)
+        path.write_text(f"{before}{begin}\n\n{shown}\n\n{end}{after}")
 
 
 def main() -> None:
@@ -222,7 +237,7 @@ def main() -> None:
         "--docs",
         nargs="*",
         choices=COMPARISONS,
-        help="write docs/methods.md's tables anew, or those named alone",
+        help="write the documentation's tables anew, or those named alone",
     )
     arguments = parser.parse_args()
     if arguments.readme:

@@ -7,10 +7,9 @@ that can be read in two ways is unclear.
 
 import importlib.util
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from fractions import Fraction
-from typing import Annotated, Literal
+from typing import Annotated, Literal, cast
 
 from pydantic import Field
 
@@ -113,16 +112,20 @@ class Verifier:
         return None if answer.strip() or self.match == "exact" else "is empty"
 
     def _mathematics(self, texts: Sequence[str], answers: Sequence[str]) -> list[Verdict]:
-        verdicts: dict[int, Verdict] = {}
-        pairs: list[tuple[str, str]] = []
-        for place, (text, answer) in enumerate(zip(texts, answers, strict=True)):
-            doubt = _doubt(text, answer)
-            if doubt is not None:
-                verdicts[place] = Verdict(verdict="unclear", reason=doubt)
-            else:
-                pairs.append((_in_dollars(answer), _readable(text)))
+        """Without asking math-verify where a look is enough; what is left, all together."""
+        seen = [_at_a_look(text, answer) for text, answer in zip(texts, answers, strict=True)]
+        pairs = [
+            (_in_dollars(answer), _readable(text))
+            for text, answer, verdict in zip(texts, answers, seen, strict=True)
+            if verdict is None
+        ]
         replies = iter(pool().check_all(pairs, self.seconds))
-        return [verdicts.get(place) or Verdict(**next(replies)) for place in range(len(texts))]  # type: ignore[arg-type]
+        return [verdict or _of_reply(next(replies)) for verdict in seen]
+
+
+def _of_reply(reply: Mapping[str, str]) -> Verdict:
+    said = cast(Literal["right", "wrong", "unclear"], reply["verdict"])
+    return Verdict(verdict=said, found=reply.get("found"), reason=reply.get("reason", ""))
 
 
 def _exact(text: str, answer: str, question: str) -> Verdict:
@@ -144,7 +147,7 @@ def _last_number(text: str, answer: str, question: str) -> Verdict:
         return Verdict(verdict="unclear", reason="it has no number")
     if (doubt := _doubt(text, answer)) is not None:
         return Verdict(verdict="unclear", reason=doubt)
-    return _told(number == matching.last_number(answer), _shown(number))
+    return _told(number == matching.last_number(answer), str(number))
 
 
 def _choice(text: str, answer: str, question: str) -> Verdict:
@@ -167,11 +170,10 @@ def _json(text: str, answer: str, question: str) -> Verdict:
 
 def _arithmetic(text: str, answer: str, question: str) -> Verdict:
     del question
-    said = _conclusion(text)
-    value = arithmetic(said.strip().rstrip("."))
+    value = arithmetic(_said(text))
     if value is None:
         return Verdict(verdict="unclear", reason="it does not end in an expression of numbers")
-    return _told(value == arithmetic(answer), _shown(value))
+    return _told(value == arithmetic(answer), str(value))
 
 
 _EMPTY = Verdict(verdict="unclear", reason="it is empty")
@@ -179,10 +181,6 @@ _EMPTY = Verdict(verdict="unclear", reason="it is empty")
 
 def _told(right: bool, found: str) -> Verdict:
     return Verdict(verdict="right" if right else "wrong", found=found)
-
-
-def _shown(number: Fraction) -> str:
-    return str(number)
 
 
 # What numbers and mathematics share: where a text says its answer, and whether it says one.
@@ -194,22 +192,41 @@ _NEGATED = re.compile(
     re.IGNORECASE,
 )
 _ALTERNATIVE = re.compile(r"[0-9][^\n.;0-9]{0,30}\bor\b[^\n.;0-9]{0,20}[0-9]", re.IGNORECASE)
-_SIGN = re.compile(r"(^|[=:({$]|\bis)(\s*)[-\u2212]\s+(?=[$\u20ac\u00a3\u00a5]?\.?[0-9])")
+_SIGN_FIRST = re.compile(r"^[-\u2212]\s+(?=[$\u20ac\u00a3\u00a5]?\.?[0-9])")
+_SIGN_INSIDE = re.compile(r"([=:({$]\s*|\bis\s+)[-\u2212]\s+(?=[$\u20ac\u00a3\u00a5]?\.?[0-9])")
+_DIGIT = re.compile(r"[0-9]")
 _MATHEMATICAL = re.compile(r"[0-9+\-*/^()\[\]=<>|{}., \u2212]{1,200}")
 
 
-def _conclusion(text: str) -> str:
-    """What follows the last statement of an answer; else the last line with a digit in it."""
+def _conclusion(text: str) -> tuple[int, int, bool]:
+    """Where a text says its answer, and whether behind a statement such as "the answer is".
+
+    Without one it is the last line with a digit in it.
+    """
     starts = [match.end() for match in _STATEMENT.finditer(text)]
-    if starts and any(character.isdigit() for character in text[starts[-1] :]):
-        return text[starts[-1] :].strip().partition("\n")[0]
-    lines = [line for line in text.splitlines() if any(c.isdigit() for c in line)]
-    return lines[-1].strip() if lines else ""
+    if starts and _DIGIT.search(text, starts[-1]):
+        start = starts[-1] + len(text[starts[-1] :]) - len(text[starts[-1] :].lstrip())
+        end = text.find("\n", start)
+        return start, len(text) if end < 0 else end, True
+    start = end = 0
+    place = 0
+    for line in text.splitlines(keepends=True):
+        if _DIGIT.search(line):
+            start, end = place + len(line) - len(line.lstrip()), place + len(line.rstrip())
+        place += len(line)
+    return start, end, False
+
+
+def _said(text: str) -> str:
+    """The conclusion alone, without the full stop."""
+    start, end, _ = _conclusion(text)
+    return text[start:end].strip().rstrip(".").strip()
 
 
 def _doubt(text: str, answer: str) -> str | None:
     """Why a text cannot be taken at its word: "not 18", "18, or maybe 20"."""
-    said = _conclusion(text)
+    start, end, _ = _conclusion(text)
+    said = text[start:end]
     if _NEGATED.search(said):
         return "it says what the answer is not"
     if _ALTERNATIVE.search(said) and not _ALTERNATIVE.search(answer):
@@ -218,14 +235,21 @@ def _doubt(text: str, answer: str) -> str | None:
 
 
 def _signed(text: str) -> str:
-    """The text with "is - 5" written as "is -5"; a list's "- 5 apples" stays in longer texts."""
-    said = _conclusion(text)
-    place = text.rfind(said) if said else len(text)
-    alone = not text[:place].strip() or _STATEMENT.search(text[:place]) is not None
-    joined = _SIGN.sub(r"\1\2-", said)
-    if not alone and joined.startswith("-") and not said.startswith(joined[:2]):
-        joined = said[0] + said[1:2] + _SIGN.sub(r"\1\2-", said[2:])
-    return text[:place] + joined + text[place + len(said) :]
+    """The text with "is - 5" written as "is -5"; "- 5 apples" in a list stays as it is."""
+    start, end, stated = _conclusion(text)
+    said = _SIGN_INSIDE.sub(r"\1-", text[start:end])
+    if stated or not text[:start].strip():
+        said = _SIGN_FIRST.sub("-", said)
+    return text[:start] + said + text[end:]
+
+
+def _at_a_look(text: str, answer: str) -> Verdict | None:
+    """The verdict on mathematics that needs no mathematics; None where it does."""
+    said, bare = ("".join(one.replace("$", "").split()) for one in (_said(text), answer))
+    if bare and said == bare:
+        return _told(True, answer)
+    doubt = _doubt(text, answer)
+    return None if doubt is None else Verdict(verdict="unclear", reason=doubt)
 
 
 def _readable(text: str) -> str:
@@ -233,10 +257,8 @@ def _readable(text: str) -> str:
 
     math-verify reads "(1, 2)" as 2 and "- 5" as 5 where no dollars stand around them.
     """
-    said = _conclusion(text).strip().rstrip(".").strip()
-    if _MATHEMATICAL.fullmatch(said):
-        return f"${said}$"
-    return _signed(text)
+    said = _said(text)
+    return f"${said}$" if _MATHEMATICAL.fullmatch(said) else _signed(text)
 
 
 def _in_dollars(answer: str) -> str:

@@ -12,6 +12,7 @@ from limbeck.synth.mixed import Mixed
 from limbeck.synth.ranking import Rank
 from limbeck.synth.rationales import Split
 from limbeck.synth.revise import Revise
+from limbeck.synth.rewrite import Rewrite
 from limbeck.synth.step_by_step import TwoTasks
 from limbeck.synth.verify import Verify
 from limbeck.synth.weights import Weights
@@ -28,6 +29,7 @@ __all__ = [
     "Mixed",
     "Rank",
     "Revise",
+    "Rewrite",
     "Split",
     "TwoTasks",
     "Verify",
