@@ -122,6 +122,10 @@ def run(
     from limbeck.recipe.run import run as run_recipe
 
     document, resolved = _resolve(recipe, settings, out / ".data" if demo else None)
+    if demo:
+        from limbeck.recipe.generate import generate as make_rows
+
+        make_rows(document)
     report = run_recipe(resolved, out, resume, document)
     _show(report.to_markdown(), out)
 

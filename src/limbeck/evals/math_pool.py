@@ -12,7 +12,7 @@ import sys
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -64,10 +64,8 @@ class Worker:
         self._process.wait()
         for pipe in (self._process.stdin, self._process.stdout):
             if pipe is not None:
-                try:
+                with suppress(OSError):  # what was not sent is lost
                     pipe.close()
-                except OSError:  # what was not sent is lost
-                    pass
 
     def _reply(self, line: str, seconds: float) -> tuple[Any, bool]:
         """The next line, and whether the time was up; a process that gave none is ended."""

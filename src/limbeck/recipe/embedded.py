@@ -1,5 +1,6 @@
 """Any recipe on the models and data that ship with limbeck: a method tried without a network."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,9 @@ from limbeck.demo import model_path, problems, write_jsonl
 from limbeck.recipe.document import Document
 
 ROWS = 4000
+PROMPTS = 200
+"""Where a teacher is asked for each row first."""
+
 TRAIN = {"steps": 100, "batch_tokens": 2048, "accumulate": 1, "learning_rate": 3.0e-3}
 """What suits the embedded models; a minute or so on one core."""
 
@@ -35,28 +39,38 @@ def on_embedded(document: Document, folder: Path) -> Document:
         folder.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError):
         raise RecipeError("--out", f"{folder.parent} is a file, not a folder") from None
-    path = folder / "train.jsonl"
+    source = values.get("source")
+    made = "steps" in json.dumps(source, default=str)
+    path = folder / ("prompts.jsonl" if made else "train.jsonl")
     if not path.exists():
-        aside = folder / ".train.jsonl"
-        write_jsonl(aside, problems(0, "train", ROWS))
+        aside = folder / f".{path.name}"
+        write_jsonl(aside, problems(0, "train", PROMPTS if made else ROWS))
         aside.replace(path)
-    values["source"] = _source(values.get("source"), {"path": str(path), "holdout": 64})
+    data = {"path": str(path), "holdout": 0 if made else 64}
+    values["source"] = _source(source, data, folder)
     train = values.get("train")
     values["train"] = {**(train if isinstance(train, dict) else {}), **TRAIN}
     return Document(values, document.lines, document.file)
 
 
-def _source(spec: Any, data: dict[str, Any]) -> Any:
+def _source(spec: Any, data: dict[str, Any], folder: Path) -> Any:
     """The problems in place of the data that everything else of a source is made from."""
-    if isinstance(spec, dict) and isinstance(spec.get("of"), dict):
-        return {**spec, "of": _source(spec["of"], data)}
-    return data
+    if not isinstance(spec, dict) or not isinstance(spec.get("of"), dict | list):
+        return data
+    of = spec["of"]
+    inner = [_source(one, data, folder) for one in of] if isinstance(of, list) else None
+    made = {**spec, "of": inner or _source(of, data, folder)}
+    if spec.get("kind") == "generated":
+        made |= {"path": str(folder / Path(str(spec.get("path"))).name), "holdout": 4}
+    return made
 
 
 def _teacher(spec: Any) -> Any:
     """The same teacher with the embedded model in it; an ensemble has none of its own."""
     if not isinstance(spec, dict):
         return spec
+    if spec.get("kind") == "server":
+        return {"name": str(model_path("teacher"))}
     kept = {k: v for k, v in spec.items() if k not in ("tokenizer", "revision", "quantize")}
     if isinstance(spec.get("of"), dict) and "name" in spec["of"]:
         return {**kept, "of": {"name": str(model_path("teacher"))}}

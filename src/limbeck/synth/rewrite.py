@@ -21,7 +21,6 @@ ABOUT_THE_TASK = (
     "given answer",
     "original answer",
     "my own words",
-    "rewritten",
 )
 """Words of an answer that talks about rewriting instead of doing it."""
 
