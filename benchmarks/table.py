@@ -163,6 +163,7 @@ TABLES |= {
     "own_words": of_script("own_words"),
     "reasoning": of_script("reasoning"),
     "server_load": of_script("server_load"),
+    "continual": of_script("continual"),
 }
 
 BEGIN, END = "<!-- benchmarks/table.py writes from here -->", "<!-- to here -->"
@@ -210,6 +211,7 @@ COMPARISONS = {
     "own_words": "methods/own_words.md",
     "reasoning": "dasd.md",
     "server_load": "server.md",
+    "continual": "continual.md",
 }
 """The page on which each comparison's table stands."""
 
