@@ -3,65 +3,84 @@
     python benchmarks/palm_rationales.py
     python benchmarks/palm_rationales.py --write FOLDER     # rows to train on
 
-The model wrote on into a next example, so a text ends before the first `Q:` of its own. The answer
-is what stands behind the last "the answer is"; an answer that cannot be read counts as unparsed.
+The steps `split` and `verify` do the work, once with the patterns and comparisons of the paper's
+code, once as limbeck's recipes would. The model wrote on into a next example, so a text ends before
+the first `Q:` of its own.
 """
 
 import argparse
 import json
-import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from table import markdown
 
-from limbeck.evals.arithmetic import arithmetic
-from limbeck.synth.rationales import split
+from limbeck.core.types import Turn
+from limbeck.synth.rationales import Split
+from limbeck.synth.rows import Row, to_json
+from limbeck.synth.step import Desk, Step, through
+from limbeck.synth.verify import Verify
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data" / "dss"
-SETS = {"cqa": ("train", "test"), "svamp": ("train", "test")}
-SAID = re.compile(r"[Tt]he answer is\s*(.*?)\.?\s*$", re.DOTALL)
-LETTER = re.compile(r"answer is \(([a-e])\)\s*([^.]*)")
+
+# What stands behind the first "(d)" of the last statement, up to another "(e)" or the end.
+AN_OPTION = r"(?s)So the answer is(?:(?!\(.\)).)*\(.\)\s*(.*?)\s*(?:\(.\)|\.?\s*\Z)"
+)
+# From the first bracket to the last one.
+A_SUM = r"(?s)The answer is(?!.*The answer is)[^(]*(\(.*\))"
+
+READINGS: dict[str, dict[str, tuple[Step, ...]]] = {
+    "of the paper": {
+        "cqa": (
+            Split(form="regex", pattern=AN_OPTION, answer="bare", stop=("Q:",)),
+            Verify(match="exact"),
+        ),
+        "svamp": (
+            Split(form="regex", pattern=A_SUM, answer="bare", stop=("Q:",)),
+            Verify(match="arithmetic"),
+        ),
+    },
+    "of limbeck": {
+        "cqa": (Split(form="the_answer_is", stop=("Q:",)), Verify(match="choice")),
+        "svamp": (Split(form="the_answer_is", stop=("Q:",)), Verify(match="arithmetic")),
+    },
+}
 
 
-def texts(folder: Path, part: str) -> list[str]:
-    """What the teacher wrote, in the order of the questions."""
-    files = sorted(folder.glob(f"palm/{part}_CoT_*.json"), key=lambda f: int(f.stem.split("_")[-1]))
-    return [text for file in files for text in json.loads(file.read_text())]
+def given(name: str, part: str, folder: Path = DATA) -> Iterator[Row]:
+    """Each question with its options, its known answer, and all that the teacher wrote."""
+    lines = (folder / name / f"{name}_{part}.json").read_text(encoding="utf-8").splitlines()
+    files = sorted(
+        (folder / name / "palm").glob(f"{part}_CoT_*.json"),
+        key=lambda file: int(file.stem.rpartition("_")[2]),
+    )
+    texts = [text for file in files for text in json.loads(file.read_text(encoding="utf-8"))]
+    for number, (line, text) in enumerate(zip(lines, texts, strict=True)):
+        question: dict[str, Any] = json.loads(line)
+        yield Row(
+            id=f"{name}-{part}-{number}",
+            prompt=(Turn(text=_asked(question)),),
+            completion=text,
+            answer=question["answer"] if name == "cqa" else question["label"],
+        )
 
 
-def own(text: str) -> str:
-    """A text without the examples that the teacher went on to make up."""
-    return re.split(r"\n+\s*Q:", text)[0].strip()
+def _asked(question: dict[str, Any]) -> str:
+    if "input" in question:
+        return f"{question['input']}\n"
+    options = zip("abcde", question["choices"], strict=True)
+    return "\n".join([question["question"], *(f"({a}) {text}" for a, text in options), ""])
 
 
-def questions(folder: Path, part: str, name: str) -> list[dict[str, Any]]:
-    lines = (folder / f"{name}_{part}.json").read_text().splitlines()
-    return [json.loads(line) for line in lines]
+def parsed(steps: Sequence[Step], rows: Iterator[Row]) -> tuple[list[Row], Desk]:
+    """The rows in two parts, failed where they are wrong, and what was counted."""
 
+    def nobody(name: str) -> Any:
+        raise AssertionError(f"no step here asks {name}")
 
-def parsed(name: str, part: str) -> Iterator[tuple[dict[str, Any], str, str | None, bool]]:
-    """Question, text, the answer that was read (None: unparsed), and whether it is right."""
-    folder = DATA / name
-    for question, raw in zip(questions(folder, part, name), texts(folder, part), strict=True):
-        text = own(raw)
-        read = _option(text) if name == "cqa" else _sum(text)
-        gold = question["answer"] if name == "cqa" else arithmetic(question["label"])
-        right = read is not None and (read == gold if name == "cqa" else arithmetic(read) == gold)
-        yield question, text, read, right
-
-
-def _option(text: str) -> str | None:
-    found = LETTER.findall(text)
-    return found[-1][1].strip() if found else None
-
-
-def _sum(text: str) -> str | None:
-    found = SAID.search(text)
-    if found is None:
-        return None
-    return None if arithmetic(found[1]) is None else found[1]
+    desk = Desk(seed=0, writer=nobody, reader=nobody)
+    return list(through(steps, rows, desk)), desk
 
 
 def main() -> None:
@@ -72,27 +91,23 @@ def main() -> None:
         print(f"nothing to parse: {DATA} is absent")
         return
     lines: list[list[str]] = []
-    for name, sets in SETS.items():
-        for part in sets:
-            found = list(parsed(name, part))
-            unparsed = sum(read is None for _, _, read, _ in found)
-            right = sum(ok for *_, ok in found)
-            share = f"{right / len(found):.1%}"
-            lines.append([name, part, f"{len(found):,}", f"{unparsed}", share])
-            if folder is not None:
-                folder.mkdir(parents=True, exist_ok=True)
-                path = folder / f"{name}-{part}.jsonl"
-                path.write_text("".join(json.dumps(row) + "\n" for row in rows(name, found)))
-    print(markdown(["data", "part", "questions", "unparsed", "right"], lines))
-
-
-def rows(name: str, found: list[tuple[dict[str, Any], str, str | None, bool]]) -> Iterator[Any]:
-    """Right ones in two parts, as `limbeck` reads them."""
-    for question, text, _, right in found:
-        parts = split(text, "the_answer_is")
-        if right and parts is not None:
-            asked = question["question"] if name == "cqa" else question["input"]
-            yield {"prompt": f"{asked}\n", "rationale": parts[0], "completion": parts[1]}
+    for reading, by_data in READINGS.items():
+        for name, steps in by_data.items():
+            for part in ("train", "test"):
+                rows, desk = parsed(steps, given(name, part))
+                right = [row for row in rows if row.failure is None]
+                unparsed = desk.counts["texts without a rationale and an answer"]
+                unclear = desk.counts["answers that are unclear"]
+                lines.append(
+                    [reading, name, part, f"{len(rows):,}", str(unparsed), str(unclear)]
+                    + [f"{len(right):,}", f"{100 * len(right) / len(rows):.2f}%"]
+                )
+                if folder is not None and reading == "of limbeck":
+                    folder.mkdir(parents=True, exist_ok=True)
+                    text = "".join(json.dumps(to_json(row)) + "\n" for row in right)
+                    (folder / f"{name}-{part}.jsonl").write_text(text, encoding="utf-8")
+    header = ["reading", "data", "part", "questions", "unparsed", "unclear", "right", "share"]
+    print(markdown(header, lines))
 
 
 if __name__ == "__main__":

@@ -40,14 +40,14 @@ Debug = Annotated[bool, typer.Option("--debug", help="Show a traceback when it f
 
 @app.command()
 def methods(debug: Debug = False) -> None:
-    """List what a recipe can be made of: objectives, students, teachers, sources, evaluations."""
+    """List what a recipe can be made of: objectives, teachers, sources, steps, evaluations ..."""
     from rich.table import Table
 
     from limbeck.core.registry import kinds
     from limbeck.recipe import resolve  # noqa: F401  # registers all kinds
 
     console = _console()
-    for slot in ("objective", "student", "teacher", "source", "eval"):
+    for slot in ("objective", "student", "teacher", "source", "step", "speaker", "scorer", "eval"):
         table = Table(box=None, padding=(0, 3, 0, 0), header_style="bold")
         table.add_column(slot, min_width=18)
         table.add_column("teacher gives" if slot == "objective" else "")

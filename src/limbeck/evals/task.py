@@ -9,7 +9,7 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
 
-from limbeck.core.errors import DataError, RecipeError
+from limbeck.core.errors import DataError
 from limbeck.core.registry import register
 from limbeck.core.types import Sample, Sampling, Turn
 from limbeck.evals import matching
@@ -33,8 +33,8 @@ class Task:
         path: the JSONL file.
         match: `exact` compares whole texts but for white space; `last_number` compares the last
             number of completion and answer by value; `regex` compares the text that the group of
-            `pattern` catches at its first match; `choice`, `math` and `json` are in
-            `evals.verifiers`.
+            `pattern` catches at its first match; `choice` the option that is chosen, whose options
+            are read from the prompt; `math`, `json` and `arithmetic` are in `evals.verifiers`.
         pattern: for `regex`, with one group.
         stop: a completion ends before the first of these strings; for models that go on with a
             next question.
@@ -57,10 +57,12 @@ class Task:
     seed: Annotated[int, Field(ge=0)] = 0
 
     def __post_init__(self) -> None:
-        if (self.pattern is not None) != (self.match == "regex"):
-            raise RecipeError("pattern", "goes with `match: regex`, and only with it")
-        if self.pattern is not None:
-            matching.check_pattern(self.pattern)
+        _ = self.verifier  # which finds what is wrong with it
+
+    @property
+    def verifier(self) -> Verifier:
+        """What compares."""
+        return Verifier(match=self.match, pattern=self.pattern)
 
     @property
     def gives(self) -> tuple[str, ...]:
@@ -90,7 +92,8 @@ class Task:
             max_tokens=self.max_tokens, temperature=self.temperature, seed=self.seed
         )
         completions = model.speak([sample for sample, _ in problems], sampling)
-        right = sum(self.judge(completions, [answer for _, answer in problems]))
+        prompts = ["\n".join(turn.text for turn in sample.turns) for sample, _ in problems]
+        right = sum(self.judge(completions, [answer for _, answer in problems], prompts))
         share = right / len(problems)
         return {
             self.name: Score(
@@ -102,11 +105,12 @@ class Task:
             )
         }
 
-    def judge(self, completions: Sequence[str], answers: Sequence[str]) -> list[bool]:
-        """Which completions are right."""
-        texts = [_cut(text, self.stop) for text in completions]
-        verifier = Verifier(match=self.match, pattern=self.pattern)
-        return [verdict.right for verdict in verifier.check_all(texts, answers)]
+    def judge(
+        self, completions: Sequence[str], answers: Sequence[str], prompts: Sequence[str] = ()
+    ) -> list[bool]:
+        """Which completions are right; `choice` looks for the options in the prompts."""
+        texts = [matching.until(text, self.stop) for text in completions]
+        return [verdict.right for verdict in self.verifier.check_all(texts, answers, prompts)]
 
     def problems(self) -> list[Problem]:
         """The file's problems, up to `limit`.
@@ -139,10 +143,12 @@ class Task:
             if key not in row:
                 raise DataError(f"{place}: no `{key}`; it has {', '.join(map(str, row)) or 'no'}")
         answer: Any = row["answer"]
+        if self.match == "json" and not isinstance(answer, str):
+            answer = json.dumps(answer)
         if isinstance(answer, bool) or not isinstance(answer, str | int | float):
             raise DataError(f"{place}: `answer` must be a string or a number")
         answer = str(answer)
-        if wrong := Verifier(match=self.match, pattern=self.pattern).problem_with(answer):
+        if wrong := self.verifier.problem_with(answer):
             raise DataError(f"{place}: `answer` {wrong}")
         turns = _turns(row["prompt"], place)
         name = f"{Path(self.path).name}:{place.rpartition(':')[2]}"
@@ -165,8 +171,3 @@ def _turns(prompt: Any, place: str) -> tuple[Turn, ...]:
             raise DataError(f"{place}: each message of `prompt` needs `role` and `content` strings")
         turns.append(Turn(text=content, role=role))
     return tuple(turns)
-
-
-def _cut(text: str, stop: Sequence[str]) -> str:
-    ends = [place for mark in stop if (place := text.find(mark)) >= 0]
-    return text[: min(ends, default=len(text))]

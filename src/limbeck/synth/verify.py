@@ -1,33 +1,49 @@
-"""Keep what is right."""
+"""Step `verify`: is a row's answer the known one?"""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Literal
+from typing import Annotated, Literal
+
+from pydantic import Field
 
 from limbeck.core.registry import register
-from limbeck.evals.verifiers import Match, Verifier
+from limbeck.evals.math_pool import SECONDS
+from limbeck.evals.verifiers import Match, Verdict, Verifier
 from limbeck.synth.rows import Row
 from limbeck.synth.step import Desk
 
 WINDOW = 512
 """Rows that are judged together."""
 
+UNKNOWN = "there is no known `answer` to compare with"
+NO_REASONS = "there is no rationale"
+
 
 @register("step", "verify")
 @dataclass(frozen=True, kw_only=True)
 class Verify:
-    """Compares what a row says with its known `answer`.
+    """Compares what a row says with its known `answer`; what is not right fails.
+
+    Where the rationale was split off, the completion alone is read, and else the whole text. Each
+    row gets the note `verdict` (`right`, `wrong` or `unclear`), and `said`: the answer as it was
+    read. The share of right answers, unclear ones counted as not right, stands in the card for
+    each teacher. Rows that were verified before are checked again and not counted again.
 
     Attributes:
-        match: how; see `evals.verifiers`.
+        match: how; see `evals.verifiers.Match`. For `choice` the options are read from the prompt.
         pattern: for `regex`, with one group that catches the answer.
-        keep: `right` fails all others; `all` lets them pass, with the note `verdict`.
+        keep: `right` fails all others; `all` lets them pass, for a step that looks at the verdict.
+            What passes is trained on unless such a step fails it.
+        must_have_rationale: also fail a row without one; for rows that were split.
+        seconds: how long a comparison by `math` may take; a longer one is unclear.
     """
 
     match: Match = "last_number"
     pattern: str | None = None
     keep: Literal["right", "all"] = "right"
+    must_have_rationale: bool = False
+    seconds: Annotated[float, Field(gt=0, le=600)] = SECONDS
 
     def __post_init__(self) -> None:
         _ = self.verifier  # which finds what is wrong with it
@@ -35,7 +51,7 @@ class Verify:
     @property
     def verifier(self) -> Verifier:
         """What compares."""
-        return Verifier(match=self.match, pattern=self.pattern)
+        return Verifier(match=self.match, pattern=self.pattern, seconds=self.seconds)
 
     @property
     def asks(self) -> Sequence[str]:
@@ -48,30 +64,42 @@ class Verify:
         return ()
 
     def run(self, rows: Iterable[Row], desk: Desk) -> Iterator[Row]:
-        """Each row with its verdict: right, wrong or unclear."""
+        """Each row with its verdict."""
         waiting = iter(rows)
+        shares: dict[str, list[bool]] = {}
         while window := list(islice(waiting, WINDOW)):
             known = [row for row in window if row.answer is not None]
-            judged = self.verifier.check_all(
-                [row.text for row in known],
-                [str(row.answer) for row in known],
-                ["".join(turn.text for turn in row.prompt) for row in known],
+            judged = iter(
+                self.verifier.check_all(
+                    [row.text if row.rationale is None else row.completion or "" for row in known],
+                    [row.answer or "" for row in known],
+                    ["\n".join(turn.text for turn in row.prompt) for row in known],
+                )
             )
-            verdicts = {row.id: verdict for row, verdict in zip(known, judged, strict=True)}
             for row in window:
-                if row.id not in verdicts:
-                    yield row.failed("there is no known `answer` to compare with")
+                if row.answer is None:
+                    yield row.failed(UNKNOWN)
                     continue
-                verdict = verdicts[row.id]
-                desk.counts[f"answers that are {verdict.verdict}"] += 1
-                noted = row.noted(verdict=verdict.verdict, said=verdict.found)
-                kept = verdict.right or self.keep == "all"
-                why = f": {verdict.reason}" if verdict.reason else ""
-                yield noted if kept else noted.failed(f"the answer is {verdict.verdict}{why}")
-        self._tell(desk)
+                verdict = next(judged)
+                if "verdict" not in row.notes:
+                    desk.counts[f"answers that are {verdict.verdict}"] += 1
+                    shares.setdefault(_maker(row), []).append(verdict.right)
+                yield self._judged(row, verdict)
+        for maker, right in shares.items():
+            desk.figures[f"right answers{maker}"] = round(sum(right) / len(right), 4)
 
-    def _tell(self, desk: Desk) -> None:
-        names = [f"answers that are {name}" for name in ("right", "wrong", "unclear")]
-        counts = [desk.counts[name] for name in names]
-        if sum(counts):
-            desk.figures["share of answers that are right"] = round(counts[0] / sum(counts), 4)
+    def _judged(self, row: Row, verdict: Verdict) -> Row:
+        row = row.noted(verdict=verdict.verdict, said=verdict.found)
+        if self.keep == "right" and not verdict.right:
+            why = f": {verdict.reason}" if verdict.reason else ""
+            return row.failed(f"the answer is {verdict.verdict}{why}")
+        if self.must_have_rationale and not (row.rationale or "").strip():
+            return row.failed(NO_REASONS)
+        return row
+
+
+def _maker(row: Row) -> str:
+    """Who wrote a row last, and in which step; nothing for rows that were given."""
+    if not row.source:
+        return ""
+    return f" of {row.source[-1]['teacher']} ({row.source[-1]['step']})"
