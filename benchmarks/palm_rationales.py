@@ -26,7 +26,6 @@ DATA = Path(__file__).resolve().parents[2] / "shared" / "data" / "dss"
 
 # What stands behind the first "(d)" of the last statement, up to another "(e)" or the end.
 AN_OPTION = r"(?s)So the answer is(?:(?!\(.\)).)*\(.\)\s*(.*?)\s*(?:\(.\)|\.?\s*\Z)"
-)
 # From the first bracket to the last one.
 A_SUM = r"(?s)The answer is(?!.*The answer is)[^(]*(\(.*\))"
 

@@ -4,14 +4,16 @@
     python benchmarks/server_load.py --quick    # a few hundred prompts, nothing written
     python benchmarks/server_load.py --part faults
 
-limit     requests a second that the mock can answer, asked by bare sockets
-client    the same through limbeck, ledger and all; the share of the limit; memory as it goes
+client    requests a second that the mock can answer, asked by bare sockets; the same through
+          limbeck, ledger and all; the share of the limit; memory as it goes
 faults    10,000 prompts at four rates of faults of all kinds
+budget    256 requests in flight, faults, and a budget that is not enough
 kills     a client that is killed fifty times and started again
 
-The mock runs in a process of its own and writes down every request. What is checked against that:
-each prompt has one final row; no text that was cut is taken for whole; a prompt whose answer has
-arrived is not asked again; what is billed is within what the ledger counts, and within the budget.
+The mock runs in a process of its own and writes down every request. `server_audit.py` checks that
+against the ledger: each prompt has one final row; what is handed out as whole is to the letter what
+the mock sent as whole; no answer that was on the disk is asked for again; the bill is within what
+the ledger counts, and within the budget.
 """
 
 import argparse
@@ -31,6 +33,7 @@ from pathlib import Path
 from typing import Any
 
 from environment import environment
+from server_audit import audit
 from table import markdown
 
 RESULTS = Path(__file__).with_name("results") / "server_load.json"
@@ -63,7 +66,7 @@ def mock(folder: Path, rate: float = 0.0, latency: float = 0.0) -> Iterator[tupl
         try:
             yield url, log
         finally:
-            child.send_signal(signal.SIGINT)
+            child.terminate()  # SIGINT may be ignored where this runs in the background
             child.communicate()
 
 
@@ -93,6 +96,7 @@ async def bare(port: int, connections: int, seconds: float) -> float:
 
 def ask(url: str, ledger: Path, count: int, **fields: Any) -> dict[str, Any]:
     """Ask `count` questions in this process; rates, outcomes, memory."""
+    from limbeck.core.errors import BudgetError
     from limbeck.core.exchange import Question
     from limbeck.core.specs import ServerTeacher, TokenPrice
     from limbeck.core.types import Sampling, Turn
@@ -107,23 +111,28 @@ def ask(url: str, ledger: Path, count: int, **fields: Any) -> dict[str, Any]:
     outcomes: Counter[str] = Counter()
     seen: Counter[str] = Counter()
     memory: list[float] = []
-    wholes: list[str] = []
+    wholes: dict[str, str] = {}
+    stopped = False
     with Server(spec, display=False) as server:
         began = 0.0
         sampling = Sampling(max_tokens=30, temperature=1.0, seed=9)
-        for number, (reply,) in enumerate(server.answers(asked, sampling)):
-            began = began or time.monotonic()
-            seen[reply.question] += 1
-            outcomes["failed" if reply.failure else reply.finish] += 1
-            if reply.whole:
-                wholes.append(reply.text)
-            if number % max(1, count // 5) == 0:
-                memory.append(resident_mb())
+        try:
+            for number, (reply,) in enumerate(server.answers(asked, sampling)):
+                began = began or time.monotonic()
+                seen[reply.question] += 1
+                outcomes["failed" if reply.failure else reply.finish] += 1
+                if reply.whole:
+                    wholes[reply.question] = reply.text
+                if number % max(1, count // 5) == 0:
+                    memory.append(resident_mb())
+        except BudgetError:
+            stopped = True
         totals = server.totals
         seconds = time.monotonic() - began
     return {
         "seconds": seconds,
-        "answers_per_second": count / seconds,
+        "answers_per_second": len(seen) / seconds,
+        "stopped_by_budget": stopped,
         "outcomes": dict(outcomes),
         "final_rows": len(seen),
         "rows_twice": sum(c - 1 for c in seen.values()),
@@ -141,35 +150,6 @@ def resident_mb() -> float:
     return 0.0
 
 
-def audit(log: Path, found: dict[str, Any]) -> dict[str, Any]:
-    """What the mock has to say about it."""
-    requests = [json.loads(line) for line in log.read_text().splitlines()]
-    arrived: set[str] = set()
-    again = 0
-    faults: Counter[str] = Counter()
-    billed = 0.0
-    for request in requests:
-        text = request["body"]["messages"][0]["content"]
-        faults[request["fault"] or "none"] += 1
-        billed += (request["prompt_tokens"] + 2 * request["completion_tokens"]) / 1e6
-        if not text.startswith("question"):
-            continue
-        again += text in arrived
-        if request["fault"] in (None, "bang", "length", "nan_logprobs") or (
-            request["fault"] == "wrong_count" and request["billed_choices"]
-        ):
-            arrived.add(text)
-    return {
-        "requests": len(requests),
-        "faults": dict(faults),
-        "asked_again_though_known": again,
-        "billed_usd": billed,
-        "billed_within_ledger": billed <= found["spent_usd"] + found["reserved_usd"] + 1e-9,
-        # Every `length` fault arrives as an answer: it must not count as whole.
-        "cut_taken_for_whole": max(0, faults["length"] - found["outcomes"].get("length", 0)),
-    }
-
-
 def limit_and_client(quick: bool) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     for latency, in_flight in itertools.product(LATENCIES, IN_FLIGHT):
@@ -178,7 +158,8 @@ def limit_and_client(quick: bool) -> list[dict[str, Any]]:
             limit = asyncio.run(bare(port, in_flight, 1 if quick else 5))
             found = ask(url, Path(name) / "l.sqlite", 300 if quick else 10_000, in_flight=in_flight)
         row = {"latency_seconds": latency, "in_flight": in_flight, "limit": limit}
-        rows.append({**row, **found, "wholes": None})
+        found.pop("wholes")
+        rows.append({**row, **found})
         rate = found["answers_per_second"]
         print(f"{latency:g} s, {in_flight} in flight: mock {limit:.0f}/s, limbeck {rate:.0f}/s")
     return rows
@@ -190,32 +171,41 @@ def faults(quick: bool) -> list[dict[str, Any]]:
         count = 200 if quick else 10_000
         with tempfile.TemporaryDirectory() as name, mock(Path(name), rate) as (url, log):
             ledger = Path(name) / "l.sqlite"
-            budget = count * 400e-6
-            found = ask(url, ledger, count, in_flight=64, attempts=12, budget_usd=budget)
-            checked = audit(log, found)
-        row = {"rate": rate, "prompts": count, "budget_usd": budget, **found, **checked}
-        row["budget_kept"] = checked["billed_usd"] <= budget
-        rows.append({**row, "wholes": None})
-        print(f"{rate:.0%} faults: {json.dumps({k: row[k] for k in SHOWN})}", flush=True)
+            found = ask(url, ledger, count, in_flight=64, attempts=12, budget_usd=count * 4e-4)
+            checked = audit(log, ledger, found.pop("wholes"))
+        rows.append({"rate": rate, "prompts": count, **found, **checked})
+        show(f"{rate:.0%} faults", rows[-1])
     return rows
 
 
-SHOWN = (
-    "final_rows",
-    "rows_twice",
-    "outcomes",
-    "requests",
-    "asked_again_though_known",
-    "cut_taken_for_whole",
-    "billed_within_ledger",
-    "budget_kept",
-    "answers_per_second",
-)
+def budget(quick: bool) -> dict[str, Any]:
+    """A budget for some of the prompts; then one for all of them, with the same ledger."""
+    count = 400 if quick else 10_000
+    limit = count * 4e-5
+    with tempfile.TemporaryDirectory() as name, mock(Path(name), 0.3) as (url, log):
+        ledger = Path(name) / "l.sqlite"
+        settings = {"in_flight": 256, "attempts": 12}
+        stopped = ask(url, ledger, count, budget_usd=limit, **settings)
+        wholes = stopped.pop("wholes")
+        then = audit(log, ledger, wholes)
+        found = ask(url, ledger, count, budget_usd=count * 4e-4, **settings)
+        checked = audit(log, ledger, found.pop("wholes"))
+    row = {
+        "prompts": count,
+        "budget_usd": limit,
+        "billed_by_then_usd": then["billed_usd"],
+        **found,
+        **checked,
+    }
+    row["first"] = {k: stopped[k] for k in ("final_rows", "stopped_by_budget", "spent_usd")}
+    row["first"] |= {"reserved_usd": stopped["reserved_usd"], "recorded": then["recorded"]}
+    show("budget", row)
+    return row
 
 
 def kills(quick: bool) -> dict[str, Any]:
     """A client that is killed again and again, and at last left alone."""
-    wanted, count = (3, 200) if quick else (50, 4000)
+    wanted, count = (3, 400) if quick else (50, 10_000)
     draw, killed = random.Random(0), 0
     with tempfile.TemporaryDirectory() as name, mock(Path(name), 0.1) as (url, log):
         ledger = Path(name) / "l.sqlite"
@@ -226,17 +216,40 @@ def kills(quick: bool) -> dict[str, Any]:
             ) as child:
                 assert child.stdout is not None
                 child.stdout.readline()
-                time.sleep(draw.uniform(0.05, 1.0))
+                time.sleep(draw.uniform(0.05, 2.5))
                 child.send_signal(signal.SIGKILL)
                 if child.wait() >= 0:
                     break  # it had finished before
             killed += 1
+        done = len(log.read_text().splitlines())
         found = ask(url, ledger, count, in_flight=8)
-        checked = audit(log, found)
-    row = {"kills": killed, "prompts": count, **found, **checked, "wholes": None}
-    asked = {k: v for k, v in row.items() if k in (*SHOWN, "kills", "prompts")}
-    print(f"kills: {json.dumps(asked)}", flush=True)
+        checked = audit(log, ledger, found.pop("wholes"))
+    row = {"kills": killed, "prompts": count, "requests_before": done, **found, **checked}
+    show(f"{killed} kills", row)
     return row
+
+
+SHOWN = (
+    "prompts",
+    "final_rows",
+    "rows_twice",
+    "outcomes",
+    "requests",
+    "wrong_texts",
+    "asked_though_recorded",
+    "not_in_ledger",
+    "billed_usd",
+    "counted_usd",
+    "budget_usd",
+    "billed_by_then_usd",
+    "first",
+    "requests_before",
+    "answers_per_second",
+)
+
+
+def show(name: str, row: dict[str, Any]) -> None:
+    print(f"{name}: {json.dumps({k: row[k] for k in SHOWN if k in row})}", flush=True)
 
 
 def table(results: dict[str, Any]) -> str:
@@ -262,42 +275,51 @@ def table(results: dict[str, Any]) -> str:
             "memory, MB",
         ]
         parts.append(markdown(head, lines))
-    if "faults" in results:
-        lines = [
-            [
-                f"{r['rate']:.0%}",
-                f"{r['final_rows']:,}",
-                f"{r['outcomes'].get('failed', 0):,}",
-                f"{r['requests']:,}",
-                f"{r['asked_again_though_known']}",
-                "yes" if r["billed_within_ledger"] else "NO",
-                "yes" if r["budget_kept"] else "NO",
-            ]
-            for r in results["faults"]
-        ]
-        head = ["faults", "final rows", "of these failed", "requests", "asked again though known"]
-        parts.append(markdown([*head, "bill within the ledger", "budget kept"], lines))
-    if "kills" in results:
-        r = results["kills"]
+    lines = [[f"{row['rate']:.0%} faults", *checks(row)] for row in results.get("faults", [])]
+    if row := results.get("budget"):
+        lines.append(["30%, too small a budget, then a larger one", *checks(row)])
+    if row := results.get("kills"):
+        lines.append([f"10%, {row['kills']} kills", *checks(row)])
+    if lines:
+        head = ["run", "prompts", "with one row", "of these failed", "requests"]
+        more = ["wrong text taken for whole", "asked though recorded", "billed", "counted"]
+        parts.append(markdown([*head, *more], lines))
+    if row := results.get("budget"):
         parts.append(
-            f"{r['kills']} kills: {r['final_rows']:,} of {r['prompts']:,} prompts have a row,"
-            f" {r['asked_again_though_known']} were asked again whose answer the client may have"
-            " seen, because it died before that was on the disk"
+            f"With a budget of ${row['budget_usd']:.4f} the run stopped by itself with"
+            f" {row['first']['recorded']:,} answers recorded; the mock had billed"
+            f" ${row['billed_by_then_usd']:.4f}, and the worst case of what ended unknown was"
+            f" ${row['first']['reserved_usd']:.4f}."
         )
     return "\n\n".join(parts)
+
+
+def checks(row: dict[str, Any]) -> list[str]:
+    return [
+        f"{row['prompts']:,}",
+        f"{row['final_rows'] - row['rows_twice']:,}",
+        f"{row['outcomes'].get('failed', 0):,}",
+        f"{row['requests']:,}",
+        f"{row['wrong_texts']}",
+        f"{row['asked_though_recorded']}",
+        f"${row['billed_usd']:.4f}",
+        f"${row['counted_usd']:.4f}",
+    ]
+
+
+PARTS = {"client": limit_and_client, "faults": faults, "budget": budget, "kills": kills}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="A teacher behind an API under load.")
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--table", action="store_true", help="print what is in results/ alone")
-    parser.add_argument("--part", choices=["client", "faults", "kills"], action="append")
+    parser.add_argument("--part", choices=list(PARTS), action="append")
     chosen = parser.parse_args(arguments)
     known: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     if not chosen.table:
-        made = {"client": limit_and_client, "faults": faults, "kills": kills}
-        for part in chosen.part or list(made):
-            known[part] = made[part](chosen.quick)
+        for part in chosen.part or PARTS:
+            known[part] = PARTS[part](chosen.quick)
             known["environment"] = environment()
             if not chosen.quick:
                 RESULTS.write_text(json.dumps(known, indent=1) + "\n")

@@ -62,6 +62,34 @@ def test_exact_and_regex() -> None:
     assert task.judge(["x #### 7 #### 8", "7", "####8"], ["7", "7", "7"]) == [True, False, False]
 
 
+def measured(tmp_path: Path, rows: list[dict[str, Any]], said: list[str], **more: Any) -> float:
+    file = tmp_path / "rows.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    parrot = Parrot({row["prompt"]: text for row, text in zip(rows, said, strict=True)})
+    return Task(name="t", path=str(file), **more).measure(parrot, None, [])["t"].value
+
+
+def test_options_are_read_from_the_prompt(tmp_path: Path) -> None:
+    asked = "Which?\n(a) park\n(b) gravity\n"
+    rows = [{"prompt": f"{k}. {asked}", "answer": "gravity"} for k in range(4)]
+    said = ["The answer is (b).", "B", "So the answer is (a) park.", "Either (a) or (b)."]
+    assert measured(tmp_path, rows, said, match="choice") == 0.5
+
+
+def test_the_answer_may_be_json(tmp_path: Path) -> None:
+    known: list[Any] = [{"a": 1, "b": [True]}, '{"a": 1, "b": [true]}', [1, 2], None]
+    rows = [{"prompt": str(k), "answer": answer} for k, answer in enumerate(known)]
+    said = ['I call {"b": [true], "a": 1.0}.', '{"a": 1, "b": [1]}', "[1, 2]", "null"]
+    assert measured(tmp_path, rows, said, match="json") == 0.75
+
+
+def test_mathematics(tmp_path: Path) -> None:
+    pytest.importorskip("math_verify")
+    rows = [{"prompt": str(k), "answer": "1/2"} for k in range(3)]
+    said = ["It is $\\frac{2}{4}$.", "It is 0.5.", "It is $2^{-2}$."]
+    assert measured(tmp_path, rows, said, match="math") == pytest.approx(2 / 3)
+
+
 @pytest.mark.parametrize(
     ("line", "reason"),
     [

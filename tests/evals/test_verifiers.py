@@ -1,6 +1,8 @@
 """Verdicts: right, wrong or unclear; on written cases, and on answers that people marked."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -227,6 +229,28 @@ def test_any_text_gets_a_verdict(text, match):
     assert said.verdict in (RIGHT, WRONG, UNCLEAR)
     assert bool(said.reason) == (said.verdict == UNCLEAR)
     assert (said.found is None) == (said.verdict == UNCLEAR)
+
+
+LONG = """
+from limbeck.evals.arithmetic import equations
+from limbeck.evals.verifiers import Verifier
+from limbeck.synth.rationales import split
+for part in (
+    "\\n", " \\n", "answer", "answer is\\n", "A:\\n", "1 or ", "not ", "is - ", "1+", "1 = ", "((",
+    "<<1=1>>", "\\\\boxed{", "So the answer is ", "####", "</think>", "a) x\\n", "[", "1,000,",
+):
+    text = part * (200_000 // len(part))
+    equations(text)
+    for form in ("the_answer_is", "hashes", "boxed", "think"):
+        split(text, form)
+    for match in ("exact", "last_number", "choice", "json", "arithmetic"):
+        Verifier(match=match).check(text, "7", text)
+"""
+
+
+def test_no_long_text_hangs_them():
+    """In a process of its own, as what hangs cannot be stopped from within."""
+    subprocess.run([sys.executable, "-c", LONG], check=True, timeout=120)
 
 
 @pytest.mark.skipif(not SOLUTIONS.exists(), reason="the shared GSM8K solutions are not here")

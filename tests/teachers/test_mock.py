@@ -6,31 +6,16 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+from posting import HELLO, post, texts
 
 from limbeck.core.errors import RecipeError
 from limbeck.core.specs import TokenPrice
 from limbeck.teachers.mock import KINDS, Faults, MockTeacher
-
-HELLO = {"model": "m", "messages": [{"role": "user", "content": "hello"}], "max_tokens": 30}
-
-
-def post(mock, body, path="/v1/chat/completions", headers=None):
-    connection = http.client.HTTPConnection("127.0.0.1", mock.port, timeout=10)
-    raw = body if isinstance(body, bytes) else json.dumps(body).encode()
-    try:
-        connection.request(
-            "POST", path, raw, {"content-type": "application/json", **(headers or {})}
-        )
-        response = connection.getresponse()
-        return response.status, json.loads(response.read() or b"null"), dict(response.headers)
-    finally:
-        connection.close()
-
-
-def texts(said):
-    return [choice["message"]["content"] for choice in said["choices"]]
 
 
 def test_the_same_seed_says_the_same_and_without_one_it_does_not():
@@ -84,7 +69,36 @@ def test_log_probabilities_join_to_the_text():
         ({**HELLO, "temperature": "hot"}, "/v1/chat/completions", 400),
         ({**HELLO, "max_tokens": True}, "/v1/chat/completions", 400),
         ({**HELLO, "messages": [{"role": "king", "content": "a"}]}, "/v1/chat/completions", 400),
+        ({**HELLO, "stop": [1]}, "/v1/chat/completions", 400),
+        ({**HELLO, "stop": 5}, "/v1/chat/completions", 400),
+        ({**HELLO, "stream": True}, "/v1/chat/completions", 400),
+        ({**HELLO, "logprobs": 3}, "/v1/chat/completions", 400),
+        ({**HELLO, "top_logprobs": 3}, "/v1/chat/completions", 400),
+        ({**HELLO, "top_p": 0}, "/v1/chat/completions", 400),
+        ({**HELLO, "seed": 1.5}, "/v1/chat/completions", 400),
+        ({**HELLO, "max_completion_tokens": 3}, "/v1/chat/completions", 400),
+        ({**HELLO, "prompt_logprobs": 3}, "/v1/chat/completions", 400),
+        ({**HELLO, "continue_final_message": True}, "/v1/chat/completions", 400),
+        (
+            {**HELLO, "continue_final_message": True, "add_generation_prompt": False},
+            "/v1/chat/completions",
+            400,
+        ),
+        (
+            {
+                "model": "m",
+                "messages": [{"role": "assistant", "content": "a"}],
+                "continue_final_message": True,
+            },
+            "/v1/chat/completions",
+            400,
+        ),
         ({"model": "m"}, "/v1/completions", 400),
+        ({"model": "m", "prompt": []}, "/v1/completions", 400),
+        ({"model": "m", "prompt": [1, True]}, "/v1/completions", 400),
+        ({"model": "m", "prompt": ["a"]}, "/v1/completions", 400),
+        ({"model": "m", "prompt": "a", "max_tokens": 0}, "/v1/completions", 400),
+        ({"model": "m", "prompt": "a", "prompt_logprobs": 1}, "/v1/completions", 400),
         (HELLO, "/v1/nothing", 404),
     ],
 )
@@ -112,7 +126,7 @@ def test_more_requests_than_a_minute_allows():
 
 def test_faults_are_drawn_from_their_seed():
     first, again, other = (Faults(rate=0.4, seed=s) for s in (1, 1, 2))
-    draws = [[f.draw(k) for k in range(500)] for f in (first, again, other)]
+    draws = [[f.draw(str(k)) for k in range(500)] for f in (first, again, other)]
     assert draws[0] == draws[1] != draws[2]
     share = sum(kind is not None for kind in draws[0]) / 500
     assert 0.33 < share < 0.47

@@ -185,7 +185,7 @@ def _told(right: bool, found: str) -> Verdict:
 
 # What numbers and mathematics share: where a text says its answer, and whether it says one.
 
-_STATEMENT = re.compile(r"\banswer\s*(?:is|:|=)\s*:?|^\s*A\s*:", re.IGNORECASE | re.MULTILINE)
+_STATEMENT = re.compile(r"\banswer\s*(?:is|:|=)\s*:?|^[ \t]*A[ \t]*:", re.IGNORECASE | re.MULTILINE)
 _NEGATED = re.compile(
     r"(?:\bnot|\bnever|n[\u2019']t)\s+(?:be\s+|equal(?:\s+to)?\s+)?"
     r"(?:\$|\\\(|\\\[)?\s?(?:\\boxed\{)?\s?[-+\u2212$]{0,2}[0-9]",

@@ -35,6 +35,8 @@ from limbeck.teachers.probe import Capabilities, probe, remembered
 from limbeck.teachers.recorded import payload_of, reply_of
 from limbeck.teachers.server_display import ServerDisplay
 from limbeck.teachers.wire import (
+    CHAT,
+    PLAIN,
     Again,
     Choice,
     Heard,
@@ -159,7 +161,7 @@ class Server:
             for future in under_way:
                 future.cancel()
 
-    def _settle(self, under_way: deque[Future[Sequence[Reply]]]) -> None:
+    def _settle(self, under_way: deque[Future[Any]]) -> None:
         """Wait for what has been sent; what has not been is not."""
         self._stopping = True
         for future in under_way:
@@ -394,10 +396,18 @@ class Server:
                 await asyncio.sleep(0.02)
 
     async def _sent(self, asked: dict[str, Any], n: int, *, scored: bool) -> Heard:
+        path = CHAT if self.spec.api == "chat" else PLAIN
+        return read_response(await self._posted(path, asked), self.spec.api, n, scored=scored)
+
+    async def _posted(self, path: str, asked: Mapping[str, Any]) -> bytes:
+        """The body of an answer with status 200.
+
+        Raises:
+            Again, Refused: there is none.
+        """
         import openai
 
         httpx = transport()
-        path = "/chat/completions" if self.spec.api == "chat" else "/completions"
         try:
             response: Any = await self._client.post(
                 path, body=asked, cast_to=httpx.Response, options={"max_retries": 0}
@@ -410,7 +420,7 @@ class Server:
         except openai.APIStatusError as error:
             body, headers = error.response.content, dict(error.response.headers)
             raise self._without_key(refusal(error.status_code, body, headers)) from None
-        return read_response(response.content, self.spec.api, n, scored=scored)
+        return response.content
 
     def _no(self, error: Refused) -> str:
         """Why one request was refused; or that all are.

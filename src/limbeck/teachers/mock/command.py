@@ -49,23 +49,25 @@ def serve(
         log_path=log_path,
     )
     with mock:
-        print(introduction(mock.url), flush=True)
+        print(introduction(mock.url, chat=getattr(mock.mind, "chats", True)), flush=True)
         try:
             threading.Event().wait()
         except KeyboardInterrupt:
             print(f"\n{len(mock.requests):,} requests were answered", flush=True)
 
 
-def introduction(url: str) -> str:
+def introduction(url: str, *, chat: bool = True) -> str:
     """How to try it: by hand, and from a recipe."""
-    body = '{"model": "mock-1", "messages": [{"role": "user", "content": "Hello"}]}'
+    asks = '"messages": [{"role": "user", "content": "Hello"}]' if chat else '"prompt": "Hello"'
+    path, api = ("chat/completions", "") if chat else ("completions", ", api: completions")
+    body = f'{{"model": "mock-1", {asks}}}'
     return "\n".join(
         [
             f"serving at {url}; Ctrl-C ends it",
-            f"  curl {url}/chat/completions -H 'content-type: application/json' -d '{body}'",
+            f"  curl {url}/{path} -H 'content-type: application/json' -d '{body}'",
             "in a recipe:",
             "  teachers:",
-            f"    api: {{kind: server, url: '{url}', model: mock-1}}",
+            f"    api: {{kind: server, url: '{url}', model: mock-1{api}}}",
         ]
     )
 
