@@ -42,7 +42,8 @@ FIELDS |= {"tail": st.booleans(), "t": shares, "k": st.integers(2, 10**6), "marg
 def objectives(kind):
     cls = OBJECTIVES[kind]
     names = [field.name for field in dataclasses.fields(cls)]
-    return st.builds(cls, **{name: FIELDS[name] for name in names if name in FIELDS})
+    own = FIELDS | ({"beta": inner_shares} if kind == "candidates" else {})
+    return st.builds(cls, **{name: own[name] for name in names if name in own})
 
 
 students = st.builds(

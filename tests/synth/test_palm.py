@@ -30,7 +30,7 @@ def palm(shared):
     return module
 
 
-COUNTS = [  # questions, unparsed, right: of the paper's own code, run on these files
+COUNTS = [  # questions, unparsed, right: read as the paper reads them
     ("cqa", "train", 9741, 3, 7234),
     ("cqa", "test", 1221, 0, 943),
     ("svamp", "train", 800, 13, 586),

@@ -38,11 +38,11 @@ def trained(folder):
     return weights, [{k: v for k, v in json.loads(x).items() if "loss" in k} for x in lines]
 
 
-def assert_same(first, second):
+def assert_same(first, second, atol=1e-5):
     weights, losses = trained(first)
     others, other_losses = trained(second)
     for name, weight in weights.items():
-        torch.testing.assert_close(weight, others[name], rtol=0, atol=1e-5, msg=name)
+        torch.testing.assert_close(weight, others[name], rtol=0, atol=atol)
     for mine, theirs in zip(losses, other_losses, strict=True):
         assert mine == pytest.approx(theirs, abs=1e-5)
 
@@ -95,7 +95,9 @@ def test_a_teacher_with_another_tokenizer(make_recipe, tmp_path, shared, few_row
             evals=[],
         )
         run(recipe, tmp_path / name)
-    assert_same(tmp_path / "naive", tmp_path / "chunked")
+    # Adam makes whole steps of gradients that are next to nothing, and a sorted loss has many: where
+    # two probabilities are equal but for rounding, the processor decides which comes first.
+    assert_same(tmp_path / "naive", tmp_path / "chunked", atol=1e-4)
 
 
 def test_the_default_makes_no_logits(make_recipe, tmp_path, monkeypatch):

@@ -9,7 +9,7 @@ from pydantic import TypeAdapter, ValidationError
 import limbeck.evals
 from limbeck.core.errors import RecipeError
 from limbeck.core.registry import did_you_mean, kinds
-from limbeck.core.specs import CachedTeacher, EnsembleTeacher
+from limbeck.core.specs import CachedTeacher, EnsembleTeacher, SelfTeacher, ServerTeacher
 from limbeck.core.term import Term
 from limbeck.core.types import without_sites
 from limbeck.recipe.document import Document
@@ -64,7 +64,7 @@ def _fit_student(recipe: Recipe, document: Document) -> None:
         hint = did_you_mean(student.from_, list(teachers)) if teachers else "the recipe has none"
         raise document.error("student.from", f"no teacher {student.from_!r}; {hint}")
     origin = teachers.get(student.from_ or "")
-    if origin is not None and student.from_ not in {*recipe.models, *_ensembles(recipe)}:
+    if isinstance(origin, SelfTeacher | ServerTeacher):
         raise document.error(
             "student.from", f"{student.from_!r} has no weights of its own to copy layers from"
         )

@@ -64,7 +64,7 @@ def fingerprint(job: Generation, source: Generated) -> str:
     parts = {
         "of": describe(source.of),
         "steps": [describe(step) for step in source.steps],
-        "files": [hashlib.sha256(_content(file)).hexdigest() for file in files],
+        "files": sorted(hashlib.sha256(_content(file)).hexdigest() for file in files),
         "teachers": {name: _identity(job, name) for name in sorted(named)},
         "seed": job.seed,
     }
@@ -172,7 +172,8 @@ def _write(folder: Path, rows: Iterable[Row], tally: Tally) -> None:
         for row in rows:
             values = to_json(row)
             tally.add(row, values)
-            line = json.dumps(values, ensure_ascii=False, allow_nan=False) + "\n"
+            # In ASCII: a reply may hold half a character, which UTF-8 cannot write.
+            line = json.dumps(values, allow_nan=False) + "\n"
             if row.failure is None:
                 good.write(line)
             else:

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from limbeck.core.specs import CachedTeacher, LocalTeacher, SelfTeacher
+from limbeck.core.specs import EnsembleTeacher, SelfTeacher, ServerTeacher
 from limbeck.core.term import Term
 
 Positive = Annotated[int, Field(gt=0)]
@@ -97,8 +97,8 @@ class Recipe:
     @property
     def models(self) -> Mapping[str, Any]:
         """The readers with weights of their own, on this machine or in a cache."""
-        own = LocalTeacher | CachedTeacher
-        return {name: spec for name, spec in self.readers.items() if isinstance(spec, own)}
+        without = EnsembleTeacher | SelfTeacher | ServerTeacher
+        return {n: s for n, s in self.readers.items() if not isinstance(s, without)}
 
     @property
     def others(self) -> Mapping[str, Any]:

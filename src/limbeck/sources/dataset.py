@@ -1,5 +1,6 @@
 """Samples from files or the hub, shuffled anew each epoch, resumable at any row."""
 
+import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -244,8 +245,15 @@ def to_sample(row: Mapping[str, Any], name: str) -> Sample:
         parts=parts,
         group=None if row.get("group") is None else str(row["group"]),
         score=None if score is None else float(score),
-        answer=None if row.get("answer") is None else str(row["answer"]),
+        answer=_known(row.get("answer")),
     )
+
+
+def _known(answer: Any) -> str | None:
+    """The right answer as text; an object or a list as JSON."""
+    if answer is None or isinstance(answer, str):
+        return answer
+    return json.dumps(answer) if isinstance(answer, dict | list) else str(answer)
 
 
 def _privileged(value: Any, *, chat: bool) -> tuple[Turn, ...]:
