@@ -95,8 +95,8 @@ def test_a_teacher_with_another_tokenizer(make_recipe, tmp_path, shared, few_row
             evals=[],
         )
         run(recipe, tmp_path / name)
-    # Adam makes whole steps of gradients that are next to nothing, and a sorted loss has many: where
-    # two probabilities are equal but for rounding, the processor decides which comes first.
+    # Adam makes whole steps of gradients that are next to nothing, and a sorted loss has many:
+    # where two probabilities are equal but for rounding, the processor decides which comes first.
     assert_same(tmp_path / "naive", tmp_path / "chunked", atol=1e-4)
 
 

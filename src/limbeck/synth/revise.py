@@ -91,6 +91,7 @@ class Revise:
         new = replace(row, id=f"{origin}+{number}").noted(
             origin=origin,
             revision=number,
+            verdict=None,
             earlier=row.completion,
             earlier_rationale=row.rationale,
             earlier_id=row.id,
