@@ -6,10 +6,8 @@ There is one layer that tries again, and it is this one: the client's own is off
 """
 
 import asyncio
-import itertools
 import json
 import logging
-import os
 import random
 import threading
 from collections import deque
@@ -20,9 +18,8 @@ from itertools import islice
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
-from urllib.parse import urlsplit
 
-from limbeck.core.errors import BudgetError, LimbeckError, RecipeError, ServerError
+from limbeck.core.errors import BudgetError, LimbeckError, ServerError
 from limbeck.core.exchange import Question, Reply
 from limbeck.core.random import stream_seed
 from limbeck.core.specs import ServerTeacher
@@ -31,6 +28,7 @@ from limbeck.ledger.keys import answer_key
 from limbeck.ledger.money import cost_usd, prompt_tokens_upper, worst_case_usd
 from limbeck.ledger.pace import Pace
 from limbeck.ledger.store import Ledger, Totals
+from limbeck.teachers.client import key_of, make_client, transport
 from limbeck.teachers.probe import Capabilities, probe, remembered
 from limbeck.teachers.recorded import payload_of, reply_of
 from limbeck.teachers.server_display import ServerDisplay
@@ -55,9 +53,6 @@ the line must not leave the others without work."""
 
 HOPELESS = 8
 """Requests that a server refuses, with none accepted, before it is given up."""
-
-POOL = 4
-"""Connections that are kept together."""
 
 FIRST_WAIT_SECONDS = 0.5
 LONGEST_BACKOFF_SECONDS = 20.0
@@ -472,76 +467,3 @@ class _Part(Exception):
     def __init__(self, heard: Heard) -> None:
         super().__init__("too few answers")
         self.heard = heard
-
-
-def key_of(spec: ServerTeacher) -> str:
-    """The API key from the environment; a server on this machine may need none.
-
-    Raises:
-        RecipeError: it is not set.
-    """
-    key = os.environ.get(spec.key_variable, "").strip()
-    host = urlsplit(spec.url).hostname or ""
-    if key:
-        return key
-    if host in ("localhost", "::1") or host.startswith("127."):
-        return "none"
-    raise RecipeError(
-        "key_variable", f"the environment variable {spec.key_variable} is not set; it holds the key"
-    )
-
-
-def transport() -> Any:
-    """The HTTP library that the client is built on, which has changed its name."""
-    from importlib import import_module
-    from importlib.util import find_spec
-
-    return import_module("httpx2" if find_spec("httpx2") else "httpx")
-
-
-def spread(httpx: Any, in_flight: int) -> Any:
-    """A transport of many small pools of connections, taken in turn.
-
-    A pool looks at all of its idle connections for each request, so one pool of hundreds spends its
-    time with that.
-    """
-    limits = httpx.Limits(max_connections=None, max_keepalive_connections=2 * POOL)
-    pools = [
-        httpx.AsyncHTTPTransport(limits=limits, retries=0) for _ in range(-(-in_flight // POOL))
-    ]
-    turn = itertools.cycle(pools)
-
-    class Spread(httpx.AsyncBaseTransport):
-        async def handle_async_request(self, request: Any) -> Any:
-            return await next(turn).handle_async_request(request)
-
-        async def aclose(self) -> None:
-            for pool in pools:
-                await pool.aclose()
-
-    return Spread()
-
-
-def make_client(spec: ServerTeacher, key: str) -> Any:
-    """The official client, without its own retries.
-
-    Raises:
-        RecipeError: it is not installed.
-    """
-    try:
-        import openai
-        import tenacity  # noqa: F401
-    except ImportError:
-        raise RecipeError(
-            "kind", "a server needs more packages: pip install 'limbeck[api]'"
-        ) from None
-    httpx = transport()
-    return openai.AsyncOpenAI(
-        api_key=key,
-        base_url=spec.url,
-        max_retries=0,
-        timeout=spec.timeout_seconds,
-        http_client=httpx.AsyncClient(
-            transport=spread(httpx, spec.in_flight), timeout=spec.timeout_seconds
-        ),
-    )
