@@ -128,8 +128,9 @@ def _fit_term(term: Term, path: str, recipe: Recipe, document: Document) -> Term
             raise document.error(f"{path}.teacher", f"{kind} listens to no teacher; leave it out")
         return term
     name = term.teacher
-    if name is None and len(readers := list(recipe.readers)) == 1:
-        name = readers[0]
+    only = list(recipe.readers) if len(names) > 1 else names
+    if name is None and len(only) == 1:
+        name = only[0]
     if name is None:
         found = f"one of: {', '.join(names)}" if names else "the recipe has no `teachers`"
         raise document.error(f"{path}.teacher", f"{kind} needs a teacher; {found}")

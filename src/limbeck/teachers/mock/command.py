@@ -1,5 +1,6 @@
 """`limbeck mock-teacher`: serve until Ctrl-C."""
 
+import signal
 import threading
 from collections.abc import Mapping
 from pathlib import Path
@@ -48,12 +49,14 @@ def serve(
         requests_per_minute=requests_per_minute,
         log_path=log_path,
     )
+    ended = threading.Event()
     with mock:
+        # Said here, because what a script starts in the background inherits an ignored Ctrl-C.
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, lambda *_: ended.set())
         print(introduction(mock.url, chat=getattr(mock.mind, "chats", True)), flush=True)
-        try:
-            threading.Event().wait()
-        except KeyboardInterrupt:
-            print(f"\n{len(mock.requests):,} requests were answered", flush=True)
+        ended.wait()
+        print(f"\n{len(mock.requests):,} requests were answered", flush=True)
 
 
 def introduction(url: str, *, chat: bool = True) -> str:
