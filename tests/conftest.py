@@ -142,6 +142,26 @@ def make_recipe(tiny_teacher, tiny_data):
 
 
 @pytest.fixture
+def rollout_recipe(make_recipe, tiny_data):
+    """Builds a recipe whose student writes most of what it learns; arguments are of `train`."""
+
+    def make(**train):
+        return make_recipe(
+            source={
+                "kind": "rollouts",
+                "of": {"path": str(tiny_data), "holdout": 4},
+                "share": 0.7,
+                "max_tokens": 8,
+                "batch": 6,
+                "replay": {"size": 40, "share": 0.3},
+            },
+            train=train,
+        )
+
+    return make
+
+
+@pytest.fixture
 def call(capsys):
     """Runs the command line in this process; gives its exit code and what it said."""
 

@@ -16,8 +16,6 @@ from limbeck.losses.policy import (
     top_k_reverse_kl,
 )
 
-torch.set_default_dtype(torch.float32)
-
 
 def pair(seed, v=5, scale=1.0):
     generator = torch.Generator().manual_seed(seed)

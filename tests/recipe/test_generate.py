@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -175,3 +176,30 @@ def test_killed_and_started_again_it_arrives_at_the_same_rows(recipe, tmp_path):
         assert (tmp_path / "data" / "rows.jsonl").read_text() == first
         asked = len(mock.requests) - sent
         assert asked <= 7 + 20 + 2 * 4  # the probe, the prompts, what was under way at each kill
+
+
+def test_ctrl_c_waits_for_what_is_paid_and_says_how_to_go_on(recipe, tmp_path):
+    with MockTeacher(latency_seconds=0.3) as mock:
+        server = {"kind": "server", "url": mock.url, "model": "m", "in_flight": 4}
+        path = recipe({**server, "ledger": str(tmp_path / "a.sqlite")})
+        child = subprocess.Popen(
+            [sys.executable, "-m", "limbeck", "generate", str(path)],
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            # A shell that runs in the background has its children ignore Ctrl-C.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        )
+        while len(mock.requests) < 12 and child.poll() is None:
+            time.sleep(0.005)
+        child.send_signal(signal.SIGINT)
+        _, said = child.communicate(timeout=60)
+        assert child.returncode == 130
+        assert "give the same command again" in said.splitlines()[-1]
+        for noise in ("Traceback", "Task was destroyed", "HTTP Request"):
+            assert noise not in said
+        assert not (tmp_path / "data" / "card.json").exists()
+        with sqlite3.connect(tmp_path / "a.sqlite") as ledger:
+            states = [state for (state,) in ledger.execute("SELECT state FROM requests")]
+        assert states == ["answered"] * len(mock.requests)

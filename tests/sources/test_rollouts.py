@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from limbeck.core.errors import DataError
+from limbeck.core.errors import DataError, RecipeError
 from limbeck.core.schedule import Ramp
 from limbeck.core.types import Sample, Turn, Written
 from limbeck.models.load import load_student
@@ -120,6 +120,13 @@ def test_the_share_may_grow_when_the_student_gets_no_better(student, tiny_data):
     assert again.share == stream.share
 
 
+def test_a_share_cannot_follow_what_is_not_measured(make_recipe, tiny_data, tmp_path):
+    source = {"kind": "rollouts", "of": {"path": str(tiny_data), "holdout": 0}, "adaptive": {}}
+    with pytest.raises(RecipeError) as error:
+        run(make_recipe(source=source), tmp_path / "out")
+    assert error.value.field == "source.adaptive"
+
+
 def test_a_step_is_told_what_was_written(student, tiny_data):
     stream = opened(student, tiny_data, share=1.0, replay=Replay(size=100, share=0.5))
     samples = take(stream, 8)
@@ -168,26 +175,10 @@ def test_a_sample_survives_as_json():
     assert from_json(json.loads(json.dumps(to_json(bare)))) == bare
 
 
-def rollout_recipe(make_recipe, tiny_data, **train):
-    return make_recipe(
-        source={
-            "kind": "rollouts",
-            "of": {"path": str(tiny_data), "holdout": 4},
-            "share": 0.7,
-            "max_tokens": 8,
-            "batch": 6,
-            "replay": {"size": 40, "share": 0.3},
-        },
-        train=train,
-    )
-
-
-def test_a_run_that_is_killed_while_it_writes_ends_with_the_same_weights(
-    make_recipe, tiny_data, tmp_path
-):
+def test_a_run_that_is_killed_while_it_writes_ends_with_the_same_weights(rollout_recipe, tmp_path):
     from limbeck.recipe.resolve import dump
 
-    recipe = rollout_recipe(make_recipe, tiny_data, steps=12, save_every=3)
+    recipe = rollout_recipe(steps=12, save_every=3)
     run(recipe, tmp_path / "a")
     (tmp_path / "recipe.yaml").write_text(dump(recipe))
     command = [sys.executable, "-m", "limbeck", "run", str(tmp_path / "recipe.yaml")]

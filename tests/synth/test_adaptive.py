@@ -6,6 +6,7 @@ from fakes import FakeWriter, cut, good, prompt, row, run_step
 from limbeck.core.errors import RecipeError
 from limbeck.synth.adaptive import Adaptive
 from limbeck.synth.rows import to_json
+from limbeck.synth.step import asks_of, reads_of
 
 LONG, SHORT = "First 2 + 3 = 5. Then 5 + 1 = 6. So it is 6.", "2 + 3 + 1 = 6. So it is 6."
 
@@ -78,10 +79,10 @@ def test_tags_are_whatever_text_is_wanted():
 def test_both_ends_ask_nobody():
     for decide, text in (("always", "<think> " + SHORT), ("never", "<direct> It is 6.")):
         one = step(decide=decide)
-        assert one.asks == ()
+        assert asks_of(one) == ()
         found, _ = run_step(one, traces())
         assert [r.completion for r in good(found)] == [text]
-    assert (step().asks, step().reads) == (("student",), ())
+    assert (asks_of(step()), reads_of(step())) == (("student",), ())
 
 
 def test_no_known_answer_no_row_and_groups_keep_their_order():

@@ -17,6 +17,7 @@ from limbeck.models.load import load_teacher
 from limbeck.synth.divergence import Divergence, kinds_of, sentence_scores
 from limbeck.synth.scoring import BATCH_TOKENS, Token, read_tokens, sample_of, written_tokens
 from limbeck.synth.sentences import sentences
+from limbeck.synth.step import asks_of
 
 TEXT = "Now 2 + 3 = 5. Then 5 - 1 = 4. The answer is 4."
 
@@ -271,4 +272,4 @@ def test_fields_that_do_not_go_together():
     with pytest.raises(RecipeError, match="give one"):
         Divergence(teacher="big", best=1, keep=0.5)
     assert step().reads == ("big", "student")
-    assert step().asks == ()
+    assert asks_of(step()) == ()

@@ -12,7 +12,7 @@ from limbeck.core.errors import RecipeError
 from limbeck.recipe.document import Document
 from limbeck.recipe.resolve import describe, resolve_generation
 from limbeck.synth.grounded import Grounded, quoted
-from limbeck.synth.step import Desk
+from limbeck.synth.step import Desk, files_of
 
 DOCUMENTS = [
     "The Danube rises in Germany. It is 2,850 km long\nand ends in the Black Sea.",
@@ -219,7 +219,7 @@ def test_a_template_of_ones_own(tmp_path):
     desk = Desk(seed=0, writer=lambda _: writer, reader=None, folder=tmp_path)
     step = Grounded(teacher="t", template="mine.txt")
     assert len(list(step.run(documents(1), desk))) == 2
-    assert step.files == ("mine.txt",)
+    assert files_of(step) == ("mine.txt",)
 
 
 def test_marks_that_are_copied_are_seen():

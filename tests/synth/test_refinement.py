@@ -16,7 +16,7 @@ from limbeck.synth.best import Better
 from limbeck.synth.critique import Critique
 from limbeck.synth.judging import UNPARSABLE
 from limbeck.synth.revise import Revise
-from limbeck.synth.step import Desk, through
+from limbeck.synth.step import Desk, reads_of, through
 
 
 def value(text):
@@ -354,4 +354,4 @@ def test_they_say_whom_they_ask():
     assert Revise().asks == ("student",)
     assert Better(judge="j").asks == ("j",)
     assert Better(judge="j", teacher="t").asks == ("j", "t")
-    assert not any(step.reads for step in STEPS)
+    assert not any(reads_of(step) for step in STEPS)

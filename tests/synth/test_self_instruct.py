@@ -13,6 +13,7 @@ from making import check_stopping, hostile
 from limbeck.core.errors import RecipeError
 from limbeck.core.types import Turn
 from limbeck.synth.self_instruct import Pool, SelfInstruct, listed
+from limbeck.synth.step import files_of
 from limbeck.synth.words import words
 
 SEEDS = [
@@ -253,4 +254,4 @@ def test_a_template_of_ones_own(tmp_path):
     desk = Desk(seed=0, writer=lambda _: writer, reader=None, folder=tmp_path)
     assert len(list(step.run(seeds(), desk))) >= 9
     assert writer.questions[0].prompt[0].text.startswith("8 more like:\n1. ")
-    assert step.files == ("mine.txt",)
+    assert files_of(step) == ("mine.txt",)

@@ -5,26 +5,12 @@ import pytest
 from limbeck.recipe.run import run
 
 
-def rollout_recipe(make_recipe, tiny_data, **train):
-    return make_recipe(
-        source={
-            "kind": "rollouts",
-            "of": {"path": str(tiny_data), "holdout": 4},
-            "share": 0.7,
-            "max_tokens": 8,
-            "batch": 6,
-            "replay": {"size": 40, "share": 0.3},
-        },
-        train=train,
-    )
-
-
 def test_two_processes_share_the_writing_and_learn_the_same(
-    make_recipe, tiny_data, tmp_path, torchrun, losses
+    rollout_recipe, tmp_path, torchrun, losses
 ):
     from limbeck.recipe.resolve import dump
 
-    recipe = rollout_recipe(make_recipe, tiny_data, steps=6, save_every=6)
+    recipe = rollout_recipe(steps=6, save_every=6)
     run(recipe, tmp_path / "one")
     (tmp_path / "recipe.yaml").write_text(dump(recipe))
     torchrun(tmp_path / "recipe.yaml", tmp_path / "two")

@@ -58,7 +58,7 @@ class Speaking(Reader, Speaker, Protocol):
         sampling: Sampling,
         shift: Any = None,
     ) -> Sequence[Any]:
-        """Continue token ids, each with draws of its own; see `models.writing.Written`."""
+        """Continue token ids, each with draws of its own; see `models.writing.Continuation`."""
         ...
 
 

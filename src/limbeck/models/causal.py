@@ -29,7 +29,7 @@ from limbeck.models.taps import (
     tapping,
 )
 from limbeck.models.tokens import token_bytes, word_beginnings
-from limbeck.models.writing import Draft, Shift, Written, end_tokens, write
+from limbeck.models.writing import Continuation, Draft, Shift, end_tokens, write
 
 OUTCOMES: Needs = frozenset({"chosen", "boundary"})
 
@@ -238,7 +238,7 @@ class CausalModel:
         seeds: Sequence[int],
         sampling: Sampling,
         shift: Callable[[Tensor], Shift] | None = None,
-    ) -> list[Written]:
+    ) -> list[Continuation]:
         """Continue token ids, each with draws of its own seed; see `models.writing.write`."""
         drafts = [Draft(ids=i, seed=s) for i, s in zip(prompts, seeds, strict=True)]
         training = self.module.training

@@ -32,7 +32,7 @@ class Draft:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Written:
+class Continuation:
     """What came.
 
     Attributes:
@@ -58,7 +58,7 @@ def write(
     *,
     pad: int,
     shift: Callable[[Tensor], Shift] | None = None,
-) -> list[Written]:
+) -> list[Continuation]:
     """Continue each draft until an end-of-sequence token, a stop string or `max_tokens`.
 
     Drafts are sorted by length and run in batches, padded on the left. `sampling.seed` plays no
@@ -74,7 +74,7 @@ def write(
             drawn.
     """
     order = sorted(range(len(drafts)), key=lambda index: len(drafts[index].ids))
-    found: dict[int, Written] = {}
+    found: dict[int, Continuation] = {}
     for first in range(0, len(order), BATCH):
         chosen = order[first : first + BATCH]
         batch = [drafts[index] for index in chosen]
@@ -91,7 +91,7 @@ def _batch(
     sampling: Sampling,
     pad: int,
     shift: Callable[[Tensor], Shift] | None,
-) -> list[Written]:
+) -> list[Continuation]:
     device = next(transformer.parameters()).device
     width = max(len(draft.ids) for draft in drafts)
     ids = torch.full((len(drafts), width), pad)
@@ -130,7 +130,7 @@ def _written(
     row: int,
     ends: set[int],
     sampling: Sampling,
-) -> Written:
+) -> Continuation:
     last = next((place for place, token in enumerate(line) if token in ends), None)
     ids = line if last is None else line[: last + 1]
     text = text_behind(tokenizer, prompt, ids)
@@ -140,7 +140,9 @@ def _written(
     if last is None and len(line) < sampling.max_tokens:
         stops = stops or [0]  # the library saw a stop string that the text does not show
     logp, top = draw.scores(row, len(ids))
-    return Written(text=text, ended=last is not None or bool(stops), ids=ids, logp=logp, top=top)
+    return Continuation(
+        text=text, ended=last is not None or bool(stops), ids=ids, logp=logp, top=top
+    )
 
 
 def text_behind(

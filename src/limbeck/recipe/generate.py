@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from limbeck.core.errors import DataError, RecipeError
+from limbeck.core.errors import DataError, Interrupted, RecipeError
 from limbeck.core.exchange import Question, Reply
 from limbeck.core.files import write_json, write_text
 from limbeck.core.specs import ServerTeacher, TokenPrice
@@ -26,7 +26,7 @@ from limbeck.recipe.document import Document
 from limbeck.recipe.resolve import Generation, describe, resolve_generation
 from limbeck.sources.generated import CARD, FAILED, PAGE, ROWS, Generated
 from limbeck.synth.rows import Row, row_of, to_json
-from limbeck.synth.step import Desk, through
+from limbeck.synth.step import Desk, asks_of, files_of, reads_of, through
 
 log = logging.getLogger(__name__)
 SHOWN_PROMPTS = 3
@@ -38,6 +38,7 @@ def generate(document: Document) -> list[Card]:
     Raises:
         RecipeError: a step or a teacher cannot work as it is written.
         LimbeckError: a teacher could not be asked, or the budget is spent.
+        Interrupted: Ctrl-C; requests that were under way were waited for and recorded.
     """
     made: list[Card] = []
     job = resolve_generation(document)
@@ -46,6 +47,11 @@ def generate(document: Document) -> list[Card]:
             made.append(_make(job, source))
         except RecipeError as error:
             raise document.error(error.field, error.reason) from None
+        except KeyboardInterrupt:
+            raise Interrupted(
+                f"stopped before {source.path} was whole; give the same command again: what"
+                " teachers have said is recorded and is not asked for again"
+            ) from None
     return made
 
 
@@ -59,8 +65,8 @@ def generated_in(source: Any) -> list[Generated]:
 
 def fingerprint(job: Generation, source: Generated) -> str:
     """SHA-256 of all that decides the rows: where they begin, steps, templates, teachers, seed."""
-    named = {name for step in source.steps for name in (*step.asks, *step.reads)}
-    files = sorted({home(job) / f for step in source.steps for f in getattr(step, "files", ())})
+    named = {name for step in source.steps for name in (*asks_of(step), *reads_of(step))}
+    files = sorted({home(job) / f for step in source.steps for f in files_of(step)})
     parts = {
         "of": describe(source.of),
         "steps": [describe(step) for step in source.steps],
@@ -201,7 +207,7 @@ def _parquet(folder: Path) -> None:
 def _facts(job: Generation, source: Generated, tally: Tally) -> dict[str, Any]:
     """Who was asked, under which terms, and which versions answered."""
     facts: dict[str, Any] = {}
-    for name in dict.fromkeys(name for step in source.steps for name in step.asks):
+    for name in dict.fromkeys(name for step in source.steps for name in asks_of(step)):
         spec = job.teachers.get(name, job.student)
         server = isinstance(spec, ServerTeacher)
         terms = getattr(spec, "terms", None) or ("unknown" if server else "those of the model")
@@ -296,7 +302,7 @@ def _told(source: Generated, seen: Sequence[Asked]) -> list[str]:
             f" {asked.questions * asked.n * sampling.max_tokens:,} answer tokens: at most"
             f" {dollars(asked.worst_usd)}",
         ]
-    later = [step.kind for step in source.steps if step.asks][1:]
+    later = [step.kind for step in source.steps if asks_of(step)][1:]
     if later:
         lines.append(f"further steps that ask: {', '.join(later)}; what depends on the answers")
     if not seen:

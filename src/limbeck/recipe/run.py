@@ -177,6 +177,13 @@ class _Run:
         terms = ready_terms(
             self.recipe, student, self.teachers, self.source, folder, self.mesh, self.document
         )
+        if getattr(self.recipe.source, "adaptive", None) and self.curve(student) is None:
+            raise (self.document or Document({}, {})).error(
+                "source.adaptive",
+                "follows the KL on held-out samples, which is not measured here: that takes"
+                " `holdout` rows and, as the first teacher, a model on this machine with the"
+                " student's tokenizer. Take a ramp as `share` instead",
+            )
         if self.mesh.main:  # all that could be wrong with the recipe has been looked at by now
             write_text(self.out / "recipe.yaml", dump(self.recipe))
         scores: dict[str, dict[str, Score]] = {}

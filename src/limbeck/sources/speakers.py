@@ -10,6 +10,7 @@ log-probabilities are those of what was drawn.
 """
 
 import inspect
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, Protocol
@@ -37,7 +38,7 @@ class SpeakerSpec(Protocol):
         seeds: Sequence[int],
         sampling: Sampling,
     ) -> Sequence[Any]:
-        """Continue each prompt (token ids); see `models.writing.Written`."""
+        """Continue each prompt (token ids); see `models.writing.Continuation`."""
         ...
 
 
@@ -60,7 +61,7 @@ class StudentSpeaker:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _WithTeacher:
+class _WithTeacher(ABC):
     """The student with a teacher of the same tokenizer beside it.
 
     Attributes:
@@ -69,9 +70,9 @@ class _WithTeacher:
 
     teacher: str
 
+    @abstractmethod
     def mix(self, student: Tensor, teacher: Tensor) -> Tensor:
         """[b, v] log-probabilities to draw from, of those of both."""
-        raise NotImplementedError
 
     def write(
         self,

@@ -18,7 +18,7 @@ from limbeck.core.errors import RecipeError
 from limbeck.core.protocols import Speaking
 from limbeck.core.registry import register
 from limbeck.core.types import Sampling
-from limbeck.models.writing import Written
+from limbeck.models.writing import Continuation
 
 
 @register("speaker", "vllm")
@@ -44,10 +44,6 @@ class VLLMSpeaker:
             RecipeError: vLLM is not installed, or the student has adapters or is split.
         """
         return VLLMWriter(self, student)
-
-    def write(self, *_: Any) -> Sequence[Any]:
-        """Not without an engine: see `open`."""
-        raise NotImplementedError
 
 
 class VLLMWriter:
@@ -82,7 +78,7 @@ class VLLMWriter:
         prompts: Sequence[Sequence[int]],
         seeds: Sequence[int],
         sampling: Sampling,
-    ) -> Sequence[Written]:
+    ) -> Sequence[Continuation]:
         """Continue each prompt with the student's present weights."""
         del student, teachers
         if self.steps >= self.spec.every:
@@ -145,7 +141,7 @@ def _start(spec: VLLMSpeaker, student: Any) -> tuple[Any, Any]:
     return engine, vllm.SamplingParams
 
 
-def _written(output: Any) -> Written:
+def _written(output: Any) -> Continuation:
     ids = list(output.token_ids)
     logp = [float(row[token].logprob) for token, row in zip(ids, output.logprobs, strict=True)]
-    return Written(text=output.text, ended=output.finish_reason == "stop", ids=ids, logp=logp)
+    return Continuation(text=output.text, ended=output.finish_reason == "stop", ids=ids, logp=logp)

@@ -63,11 +63,6 @@ class Adaptive:
         return (self.student,) if self.decide == "tries" else ()
 
     @property
-    def reads(self) -> Sequence[str]:
-        """Nobody reads."""
-        return ()
-
-    @property
     def _task(self) -> Task:
         """Knows how answers are compared."""
         return Task(name="adaptive", path="", match=self.match, pattern=self.pattern)

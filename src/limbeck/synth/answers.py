@@ -51,11 +51,6 @@ class Answers:
         """The teacher."""
         return (self.teacher,)
 
-    @property
-    def reads(self) -> Sequence[str]:
-        """Nobody."""
-        return ()
-
     def run(self, rows: Iterable[Row], desk: Desk) -> Iterator[Row]:
         """n rows of each row, `ID#0` to `ID#(n-1)`; failures and cut answers say what they are."""
         sampling = Sampling(

@@ -77,11 +77,6 @@ class Backtranslate:
         return tuple(dict.fromkeys((self.teacher, self.scorer or self.teacher)))
 
     @property
-    def reads(self) -> Sequence[str]:
-        """Nobody reads."""
-        return ()
-
-    @property
     def files(self) -> Sequence[str]:
         """What decides the rows besides the fields; relative to the recipe."""
         return tuple(path for path in (self.template, self.score_template) if path is not None)

@@ -97,16 +97,6 @@ class Better:
         """Who writes."""
         return (self.judge,) if self.teacher is None else (self.judge, self.teacher)
 
-    @property
-    def reads(self) -> Sequence[str]:
-        """Nobody reads."""
-        return ()
-
-    @property
-    def files(self) -> Sequence[str]:
-        """What decides the rows besides the fields; relative to the recipe."""
-        return () if self.template is None else (self.template,)
-
     def run(self, rows: Iterable[Row], desk: Desk) -> Iterator[Row]:
         """For each row the one with the better answer."""
         places = ("principle", "question", "answers", "form")

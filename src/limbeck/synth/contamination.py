@@ -50,16 +50,6 @@ class Contamination:
             raise RecipeError("least", "is at most `words`")
 
     @property
-    def asks(self) -> Sequence[str]:
-        """Nobody."""
-        return ()
-
-    @property
-    def reads(self) -> Sequence[str]:
-        """Nobody."""
-        return ()
-
-    @property
     def files(self) -> Sequence[str]:
         """What decides the rows besides the fields."""
         return tuple(os.path.abspath(os.path.expanduser(path)) for path in self.against)

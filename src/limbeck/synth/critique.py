@@ -64,16 +64,6 @@ class Critique:
         """Who writes."""
         return (self.teacher,)
 
-    @property
-    def reads(self) -> Sequence[str]:
-        """Nobody reads."""
-        return ()
-
-    @property
-    def files(self) -> Sequence[str]:
-        """What decides the rows besides the fields; relative to the recipe."""
-        return () if self.template is None else (self.template,)
-
     def run(self, rows: Iterable[Row], desk: Desk) -> Iterator[Row]:
         """The same rows with the notes."""
         places = ("principle", "question", "answer", "form")

@@ -53,16 +53,6 @@ class Distinct:
                 " `prefer: shortest`",
             )
 
-    @property
-    def asks(self) -> Sequence[str]:
-        """Nobody."""
-        return ()
-
-    @property
-    def reads(self) -> Sequence[str]:
-        """Nobody."""
-        return ()
-
     def run(self, rows: Iterable[Row], desk: Desk) -> Iterator[Row]:
         """Each group's chosen rows in their order; the others fail, saying why."""
         for group in grouped(rows):

@@ -34,16 +34,6 @@ class Distribution:
 
     normalise: Normal = "strip"
 
-    @property
-    def asks(self) -> Sequence[str]:
-        """Nobody."""
-        return ()
-
-    @property
-    def reads(self) -> Sequence[str]:
-        """Nobody."""
-        return ()
-
     def run(self, rows: Iterable[Row], desk: Desk) -> Iterator[Row]:
         """A row for each distinct answer, the first of its kind; the likeliest first."""
         totals: Counter[str] = Counter()

@@ -63,11 +63,6 @@ class Divergence:
             raise RecipeError("keep", "is of all rows and `best` is of each prompt's; give one")
 
     @property
-    def asks(self) -> Sequence[str]:
-        """It asks nobody for text."""
-        return ()
-
-    @property
     def reads(self) -> Sequence[str]:
         """Who reads the rows."""
         return (self.student,) if self.scores == "written" else (self.teacher, self.student)

@@ -63,11 +63,6 @@ class Duplicates:
             raise RecipeError("reader", "names a model that reads, for `by: embedding` alone")
 
     @property
-    def asks(self) -> Sequence[str]:
-        """Nobody."""
-        return ()
-
-    @property
     def reads(self) -> Sequence[str]:
         """The reader, if there is one."""
         return () if self.reader is None else (self.reader,)

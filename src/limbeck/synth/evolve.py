@@ -105,11 +105,6 @@ class Evolve:
         return (self.teacher,)
 
     @property
-    def reads(self) -> Sequence[str]:
-        """Nobody reads."""
-        return ()
-
-    @property
     def files(self) -> Sequence[str]:
         """What decides the rows besides the fields; relative to the recipe."""
         return tuple(self.templates.values())

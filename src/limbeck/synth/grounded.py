@@ -82,16 +82,6 @@ class Grounded:
         """Who writes."""
         return (self.teacher,)
 
-    @property
-    def reads(self) -> Sequence[str]:
-        """Nobody reads."""
-        return ()
-
-    @property
-    def files(self) -> Sequence[str]:
-        """What decides the rows besides the fields; relative to the recipe."""
-        return () if self.template is None else (self.template,)
-
     def run(self, rows: Iterable[Row], desk: Desk) -> Iterator[Row]:
         """The rows that were made of each document."""
         name = "quoted" if self.quote else self.makes if self.from_ == "documents" else "personas"

@@ -50,11 +50,6 @@ class Hint:
         """The teacher."""
         return (self.teacher,)
 
-    @property
-    def reads(self) -> Sequence[str]:
-        """Nobody."""
-        return ()
-
     def run(self, rows: Iterable[Row], desk: Desk) -> Iterator[Row]:
         """Right rows as they are, the others as failed, and a new one where none is right."""
         sampling = Sampling(

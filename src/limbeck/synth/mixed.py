@@ -64,11 +64,6 @@ class Mixed:
         """Who writes."""
         return (self.student, self.teacher)
 
-    @property
-    def reads(self) -> Sequence[str]:
-        """Nobody reads."""
-        return ()
-
     def run(self, rows: Iterable[Row], desk: Desk) -> Iterator[Row]:
         """The rows that came, each group with its new row behind it."""
         begun = self._begun(grouped(rows), desk)

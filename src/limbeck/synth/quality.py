@@ -1,7 +1,7 @@
 """Step `quality`: simple rules by which a text is fit to learn, each of them optional."""
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -81,16 +81,6 @@ class Quality:
     def __post_init__(self) -> None:
         if self.max_characters is not None and self.max_characters < self.min_characters:
             raise RecipeError("max_characters", "is less than min_characters")
-
-    @property
-    def asks(self) -> Sequence[str]:
-        """Nobody."""
-        return ()
-
-    @property
-    def reads(self) -> Sequence[str]:
-        """Nobody."""
-        return ()
 
     def run(self, rows: Iterable[Row], desk: Desk) -> Iterator[Row]:
         """The same rows; those that break a rule have failed."""

@@ -157,16 +157,6 @@ class Split:
         if self.pattern is not None:
             matching.check_pattern(self.pattern)
 
-    @property
-    def asks(self) -> Sequence[str]:
-        """Nobody."""
-        return ()
-
-    @property
-    def reads(self) -> Sequence[str]:
-        """Nobody."""
-        return ()
-
     def run(self, rows: Iterable[Row], desk: Desk) -> Iterator[Row]:
         """Each row in two parts; one that cannot be parted fails."""
         waiting = iter(rows)

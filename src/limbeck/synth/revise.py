@@ -60,16 +60,6 @@ class Revise:
         """Who writes."""
         return (self.by,)
 
-    @property
-    def reads(self) -> Sequence[str]:
-        """Nobody reads."""
-        return ()
-
-    @property
-    def files(self) -> Sequence[str]:
-        """What decides the rows besides the fields; relative to the recipe."""
-        return () if self.template is None else (self.template,)
-
     def run(self, rows: Iterable[Row], desk: Desk) -> Iterator[Row]:
         """For each row the one with the new answer."""
         places = ("question", "answer", "critique")

@@ -57,11 +57,6 @@ class Rewrite:
         """The teacher."""
         return (self.teacher,)
 
-    @property
-    def reads(self) -> Sequence[str]:
-        """Nobody."""
-        return ()
-
     def run(self, rows: Iterable[Row], desk: Desk) -> Iterator[Row]:
         """Each row, rewritten or as it was; the note `rewritten` says which."""
         sampling = Sampling(

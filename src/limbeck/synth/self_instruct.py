@@ -86,16 +86,6 @@ class SelfInstruct:
         """Who writes."""
         return (self.teacher,)
 
-    @property
-    def reads(self) -> Sequence[str]:
-        """Nobody reads."""
-        return ()
-
-    @property
-    def files(self) -> Sequence[str]:
-        """What decides the rows besides the fields; relative to the recipe."""
-        return () if self.template is None else (self.template,)
-
     def run(self, rows: Iterable[Row], desk: Desk) -> Iterator[Row]:
         """The seeds, then the new rows; instructions that do not pass have failed."""
         text = template(self.template, "self_instruct", desk.folder, ("examples", "number"))

@@ -40,23 +40,34 @@ class Step(Protocol):
 
     A step is a frozen value of a registered kind (slot `step`). Rows with a `failure` never reach
     it. It gives each row on with a reason in `failure` rather than losing it, so that every prompt
-    has a final row. What decides its rows besides its fields, such as a template's file, it names
-    in `files`.
+    has a final row.
+
+    Attributes:
+        asks: names of the teachers that it asks for text; absent where it asks none.
+        reads: names of the teachers that it lets read text; absent where it lets none.
+        files: what decides its rows besides its fields, such as templates, relative to the recipe;
+            absent where that is at most its field `template`.
     """
-
-    @property
-    def asks(self) -> Sequence[str]:
-        """Names of the teachers that it asks for text."""
-        ...
-
-    @property
-    def reads(self) -> Sequence[str]:
-        """Names of the teachers that it lets read text."""
-        ...
 
     def run(self, rows: Iterable[Row], desk: Desk) -> Iterator[Row]:
         """The rows that come of these."""
         ...
+
+
+def asks_of(step: Step) -> Sequence[str]:
+    """The teachers that a step asks for text."""
+    return getattr(step, "asks", ())
+
+
+def reads_of(step: Step) -> Sequence[str]:
+    """The teachers that a step lets read."""
+    return getattr(step, "reads", ())
+
+
+def files_of(step: Step) -> Sequence[str]:
+    """The files that decide a step's rows besides its fields."""
+    own = getattr(step, "template", None)
+    return getattr(step, "files", () if own is None else (own,))
 
 
 def through(steps: Sequence[Step], rows: Iterable[Row], desk: Desk) -> Iterator[Row]:

@@ -1,6 +1,6 @@
 """Step `verify`: is a row's answer the known one?"""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from typing import Annotated, Literal
@@ -52,16 +52,6 @@ class Verify:
     def verifier(self) -> Verifier:
         """What compares."""
         return Verifier(match=self.match, pattern=self.pattern, seconds=self.seconds)
-
-    @property
-    def asks(self) -> Sequence[str]:
-        """Nobody."""
-        return ()
-
-    @property
-    def reads(self) -> Sequence[str]:
-        """Nobody."""
-        return ()
 
     def run(self, rows: Iterable[Row], desk: Desk) -> Iterator[Row]:
         """Each row with its verdict."""

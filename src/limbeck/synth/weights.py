@@ -57,11 +57,6 @@ class Weights:
             raise RecipeError("temperature", "goes with `by: probability`")
 
     @property
-    def asks(self) -> Sequence[str]:
-        """It asks nobody for text."""
-        return ()
-
-    @property
     def reads(self) -> Sequence[str]:
         """Who reads the rows."""
         reads = self.by == "probability" and self.scores == "read"

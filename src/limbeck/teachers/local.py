@@ -7,7 +7,7 @@ from limbeck.core.exchange import Question, Reply, Scored
 from limbeck.core.random import stream_seed
 from limbeck.core.types import Sample, Sampling
 from limbeck.models.causal import CausalModel
-from limbeck.models.writing import Written
+from limbeck.models.writing import Continuation
 
 WINDOW = 256
 """Replies that are sorted by length together, which keeps batches without much padding."""
@@ -50,7 +50,7 @@ class LocalWriter:
             mine = written[place * n : (place + 1) * n]
             yield [self._reply(question, k, one, len(ids[place])) for k, one in enumerate(mine)]
 
-    def _reply(self, question: Question, index: int, written: Written, asked: int) -> Reply:
+    def _reply(self, question: Question, index: int, written: Continuation, asked: int) -> Reply:
         return Reply(
             question=question.id,
             index=index,
@@ -62,7 +62,7 @@ class LocalWriter:
             scores=self._scores(written),
         )
 
-    def _scores(self, written: Written) -> tuple[Scored, ...] | None:
+    def _scores(self, written: Continuation) -> tuple[Scored, ...] | None:
         """Of the tokens of the text, as APIs give them: without the one that ends it."""
         if written.logp is None:
             return None

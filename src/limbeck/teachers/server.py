@@ -6,6 +6,7 @@ There is one layer that tries again, and it is this one: the client's own is off
 """
 
 import asyncio
+import contextlib
 import json
 import logging
 import random
@@ -90,6 +91,7 @@ class Server:
                 stale,
             )
         self._loop = asyncio.new_event_loop()
+        self._ended = asyncio.Event()
         self._thread = threading.Thread(target=self._loop.run_forever, name="server", daemon=True)
         self._thread.start()
         self._pace = Pace(
@@ -103,12 +105,20 @@ class Server:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        asyncio.run_coroutine_threadsafe(self._client.close(), self._loop).result(10)
+        asyncio.run_coroutine_threadsafe(self._emptied(), self._loop).result(10)
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(10)
         self._loop.close()
         self._ledger.close()
         self.shown.close()
+
+    async def _emptied(self) -> None:
+        """End what a consumer that left has not waited for, and close the client."""
+        left = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in left:
+            task.cancel()
+        await asyncio.gather(*left, return_exceptions=True)
+        await self._client.close()
 
     @property
     def totals(self) -> Totals:
@@ -149,7 +159,7 @@ class Server:
                 replies = under_way.popleft().result()
                 self.shown.answered(replies, self._pace, self.totals)
                 yield replies
-        except LimbeckError:
+        except (LimbeckError, KeyboardInterrupt):
             self._settle(under_way)
             raise
         finally:
@@ -157,8 +167,11 @@ class Server:
                 future.cancel()
 
     def _settle(self, under_way: deque[Future[Any]]) -> None:
-        """Wait for what has been sent; what has not been is not."""
+        """Wait for what has been sent, which is paid for; what has not been is not."""
+        if self._open_requests:
+            log.info("waiting for %d requests that are under way", self._open_requests)
         self._stopping = True
+        self._loop.call_soon_threadsafe(self._ended.set)
         for future in under_way:
             try:
                 future.result()
@@ -290,6 +303,7 @@ class Server:
             retry=retry_if_exception_type(Again),
             stop=stop_after_attempt(self.spec.attempts),
             wait=self._wait,
+            sleep=self._doze,
         )
         try:
             async for attempt in patience:
@@ -302,6 +316,11 @@ class Server:
             last: Any = error.last_attempt.exception()
             return f"{last.reason} ({self.spec.attempts} attempts)"
         raise AssertionError("unreachable")
+
+    async def _doze(self, seconds: float) -> None:
+        """Sleep, but not on when the run is stopping."""
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._ended.wait(), seconds)
 
     def _wait(self, state: Any) -> float:
         """As long as the server asks for; else longer each time, and never two in step."""
