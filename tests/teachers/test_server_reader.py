@@ -2,11 +2,13 @@
 
 import json
 from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import replace
 
 import pytest
 import torch
 
-from limbeck.core.errors import BudgetError, ServerError
+from limbeck.core.errors import BudgetError, RecipeError, ServerError
 from limbeck.core.protocols import Reader
 from limbeck.core.specs import LocalTeacher, ServerTeacher, TokenPrice
 from limbeck.core.types import Sample, Signals, Turn
@@ -16,6 +18,7 @@ from limbeck.losses.likelihood import likelihood_matching
 from limbeck.losses.sparse import Sparse, sparse_kl
 from limbeck.models.load import load_teacher
 from limbeck.recipe import run as runs
+from limbeck.recipe.desk import Teachers
 from limbeck.recipe.run import run
 from limbeck.teachers import server as module
 from limbeck.teachers.local import LocalWriter
@@ -63,8 +66,13 @@ def mock(request, teacher) -> Iterator[MockTeacher]:
 
 
 def reader_of(mock, tmp_path, tokenizer, **fields):
-    settings = {"in_flight": 4, "attempts": 20, "timeout_seconds": 10.0, **fields}
-    k = settings.pop("k", K)
+    settings = {
+        "in_flight": 4,
+        "attempts": 20,
+        "timeout_seconds": 10.0,
+        "top_logprobs": K,
+        **fields,
+    }
     spec = ServerTeacher(
         url=mock.url,
         model="mock-1",
@@ -73,7 +81,7 @@ def reader_of(mock, tmp_path, tokenizer, **fields):
         price=TokenPrice(input=1.0, output=1.0),
         **settings,
     )
-    return ServerReader(spec, tokenizer, max_length=256, k=k)
+    return ServerReader(spec, tokenizer, max_length=256)
 
 
 def local_topk(logits, k):
@@ -189,7 +197,7 @@ def test_a_budget_ends_it_and_what_was_said_is_kept(teacher, samples, tmp_path):
 def test_without_alternatives_there_is_only_chosen(teacher, samples, tmp_path):
     with (
         MockTeacher(LocalWriter(teacher, "mock-1")) as mock,
-        reader_of(mock, tmp_path, teacher.tokenizer, k=0) as reader,
+        reader_of(mock, tmp_path, teacher.tokenizer, top_logprobs=0) as reader,
     ):
         assert reader.offers == {"chosen"}
         view = reader.collate([reader.encode(samples[0])])
@@ -293,29 +301,110 @@ class Exact:
         return Signals(labels=said.labels, sparse=local_topk(said.logits, K))
 
 
-def test_a_run_learns_from_it_as_from_the_same_model_here(
-    make_recipe, tiny_teacher, tmp_path, monkeypatch
+@pytest.fixture
+def served(make_recipe, tiny_teacher, tmp_path):
+    """Builds a recipe that learns from the tiny teacher behind a server."""
+
+    def make(mock, steps=4, kind="sparse_kl", objective=None, **fields):
+        server = {
+            "kind": "server",
+            "url": mock.url,
+            "model": "mock-1",
+            "api": "completions",
+            "ledger": str(tmp_path / "run.sqlite"),
+            "tokenizer": str(tiny_teacher),
+            "attempts": 20,
+            **fields,
+        }
+        return make_recipe(
+            {"steps": steps},
+            student={"name": str(tiny_teacher)},
+            teachers={"api": server},
+            terms=[{"objective": {"kind": kind, **(objective or {})}}],
+        )
+
+    return make
+
+
+def losses_of(folder):
+    lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
+    return [line["loss"] for line in lines if "loss" in line]
+
+
+def test_a_recipe_learns_from_it_as_from_the_same_model_here(
+    make_recipe, served, tiny_teacher, tmp_path, monkeypatch
 ):
     there = load_teacher(LocalTeacher(name=str(tiny_teacher)), CPU, 256)
-    # The loop asks whatever a cache would be; that a recipe opens a server there is not shown.
-    of = {"name": str(tiny_teacher)}
-    cached = {"kind": "cache", "path": "nowhere", "of": of, "keep": "topk", "k": K}
-    recipe = make_recipe(
+    with MockTeacher(LocalWriter(there, "mock-1"), faults=Faults(rate=0.2, seed=1)) as mock:
+        recipe = served(mock)
+        report = run(recipe, tmp_path / "served")
+        assert any(request["fault"] for request in mock.requests)
+        sent = len(mock.requests)
+        run(recipe, tmp_path / "again")  # what was said is recorded
+        assert len(mock.requests) == sent
+    assert report.teacher.parameters is None
+    cached = {"kind": "cache", "path": "nowhere", "of": {"name": str(tiny_teacher)}}
+    local = make_recipe(
         {"steps": 4},
-        teachers={"big": cached},
+        student={"name": str(tiny_teacher)},
+        teachers={"api": {**cached, "keep": "topk", "k": K}},
         terms=[{"objective": {"kind": "sparse_kl"}}],
     )
-    with (
-        MockTeacher(LocalWriter(there, "mock-1"), faults=Faults(rate=0.2, seed=1)) as mock,
-        reader_of(mock, tmp_path, there.tokenizer) as reader,
-    ):
-        found = []
-        for place, teacher in enumerate((Exact(there), reader)):
-            monkeypatch.setattr(runs, "open_cache", lambda *_, teacher=teacher: teacher)
-            run(recipe, tmp_path / str(place))
-            lines = (tmp_path / str(place) / "metrics.jsonl").read_text().splitlines()
-            found.append([line["loss"] for line in map(json.loads, lines) if "loss" in line])
-        assert any(request["fault"] for request in mock.requests)
-    assert len(found[0]) == 4
-    assert found[1] == pytest.approx(found[0], abs=1e-3)
-    assert found[0][0] > 0.1
+    monkeypatch.setattr(runs, "open_cache", lambda *_: Exact(there))
+    run(local, tmp_path / "local")
+    expected = losses_of(tmp_path / "local")
+    assert len(expected) == 4
+    assert losses_of(tmp_path / "served") == pytest.approx(expected, abs=1e-3)
+    assert losses_of(tmp_path / "again") == pytest.approx(expected, abs=1e-3)
+
+
+def test_a_recipe_whose_server_does_not_read_stops_before_it_trains(served, tmp_path):
+    with MockTeacher() as mock, pytest.raises(ServerError, match="says nothing of text"):
+        run(served(mock), tmp_path / "out")
+    assert not (tmp_path / "out" / "metrics.jsonl").exists()
+
+
+@pytest.mark.parametrize(
+    ("fields", "field", "said"),
+    [
+        ({"kind": "forward_kl"}, "terms.0.objective", "needs logits"),
+        ({"tokenizer": None}, "terms.0.objective", "set teachers.api.tokenizer"),
+        ({"top_logprobs": 0}, "terms.0.objective", "needs sparse"),
+        ({"api": "chat"}, "teachers.api.tokenizer", "api: completions"),
+        ({"objective": {"temperature": 2.0}}, "terms.0.objective.temperature", "set it to 1.0"),
+    ],
+)
+def test_what_a_server_cannot_do_is_said_before(served, fields, field, said):
+    with MockTeacher() as mock, pytest.raises(RecipeError, match=said) as error:
+        served(mock, **fields)
+    assert error.value.field == field
+
+
+def test_a_server_that_no_term_names_is_not_asked(make_recipe, served, tmp_path):
+    with MockTeacher() as mock:
+        api = served(mock).teachers["api"]
+        recipe = make_recipe({"steps": 1}, terms=[{"objective": {"kind": "cross_entropy"}}])
+        run(replace(recipe, teachers={**recipe.teachers, "api": api}), tmp_path / "out")
+        assert not mock.requests
+
+
+def test_a_step_reads_through_it(teacher, samples, tmp_path):
+    with MockTeacher(LocalWriter(teacher, "mock-1")) as mock, ExitStack() as stack:
+        spec = ServerTeacher(
+            url=mock.url,
+            model="mock-1",
+            api="completions",
+            ledger=str(tmp_path / "ledger.sqlite"),
+            tokenizer=str(model_path("teacher")),
+        )
+        opened = Teachers({"api": spec}, None, tmp_path, 0, stack)
+        reader = opened.reader("api")
+        view = reader.collate([reader.encode(sample) for sample in samples])
+        said = reader.read(view, frozenset({"chosen"})).chosen
+        assert opened.reader("api") is reader
+        blind = Teachers({"api": replace(spec, tokenizer=None)}, None, tmp_path, 0, stack)
+        with pytest.raises(RecipeError, match="its tokenizer must be here"):
+            blind.reader("api")
+    with torch.no_grad():
+        here = teacher.read(view, frozenset({"chosen"})).chosen
+    torch.testing.assert_close(said, here, atol=1e-4, rtol=0)

@@ -176,10 +176,14 @@ class ServerTeacher:
         extra: more parameters to send with each request, such as `{top_k: -1}`.
         terms: under which terms the answers may be used, for the card of the data.
         tokenizer: folder or hub id of the same tokenizer as the server's, which lets it read:
-            give the probabilities of text that it did not write.
+            give the probabilities of text that it did not write. It takes `api: completions` and a
+            server that can, such as vLLM.
+        top_logprobs: how many of the likeliest tokens it is asked for at each place that it reads;
+            with 0 it tells the text's own alone. vLLM allows 20 unless it is told otherwise.
     """
 
-    offers: ClassVar[Needs] = frozenset({"text"})
+    temperature: ClassVar[float] = 1.0
+    """Of the distributions that it tells when it reads."""
 
     url: Annotated[str, Field(pattern=r"^https?://[^\s@]+$")]
     model: Annotated[str, Field(min_length=1)]
@@ -196,8 +200,18 @@ class ServerTeacher:
     extra: Mapping[str, Any] = field(default_factory=dict[str, Any])
     terms: str | None = None
     tokenizer: str | None = None
+    top_logprobs: Annotated[int, Field(ge=0)] = 20
+
+    @property
+    def offers(self) -> Needs:
+        """What it can say: it writes, and with a tokenizer it reads."""
+        if self.tokenizer is None:
+            return frozenset({"text"})
+        return frozenset({"text", "chosen", *(["sparse"] if self.top_logprobs else [])})
 
     def __post_init__(self) -> None:
+        if self.tokenizer is not None and self.api != "completions":
+            raise RecipeError("tokenizer", "lets it read, which takes `api: completions`")
         known = self.price.input is not None and self.price.output is not None
         if self.budget_usd is not None and not known:
             raise RecipeError("budget_usd", "needs price.input and price.output to be kept")

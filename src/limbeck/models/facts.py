@@ -16,6 +16,7 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
+    PretrainedConfig,
     PreTrainedTokenizerBase,
 )
 
@@ -35,7 +36,7 @@ Spec = CausalStudent | LocalTeacher
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """A model's configuration, tokenizer and size."""
+    """A model's configuration, tokenizer and number of parameters (0 where it is elsewhere)."""
 
     config: Any
     tokenizer: PreTrainedTokenizerBase
@@ -57,6 +58,23 @@ def facts_of(spec: Spec, teachers: Mapping[str, Any]) -> ModelFacts:
         tokenizer=tokenizer,
         vocabulary=vocabulary_fingerprint(tokenizer),
         parameters=_counted(spec, config),
+    )
+
+
+def facts_of_tokenizer(name: str) -> ModelFacts:
+    """Of a model elsewhere, of which the tokenizer alone is here; how large it is nobody says.
+
+    Raises:
+        ModelError: there is no such tokenizer.
+    """
+    tokenizer = tokenizer_of(LocalTeacher(name=name), {})
+    config: Any = PretrainedConfig()
+    config.vocab_size = len(tokenizer)
+    return ModelFacts(
+        config=config,
+        tokenizer=tokenizer,
+        vocabulary=vocabulary_fingerprint(tokenizer),
+        parameters=0,
     )
 
 

@@ -7,8 +7,14 @@ from typing import Any
 
 from limbeck.core.errors import ModelError, RecipeError
 from limbeck.core.registry import kinds
-from limbeck.core.specs import CachedTeacher, EnsembleTeacher, SelfTeacher, model_of
-from limbeck.models.facts import ModelFacts, facts_of
+from limbeck.core.specs import (
+    CachedTeacher,
+    EnsembleTeacher,
+    SelfTeacher,
+    ServerTeacher,
+    model_of,
+)
+from limbeck.models.facts import ModelFacts, facts_of, facts_of_tokenizer
 from limbeck.recipe.document import Document
 from limbeck.recipe.schema import Recipe
 from limbeck.teachers.remains import model_folder, remembered_facts
@@ -21,7 +27,7 @@ class Facts:
     Attributes:
         student: facts of the student.
         teachers: facts of each teacher; of a cached one, those of the model behind it. An ensemble
-            has as many parameters as all its models.
+            has as many parameters as all its models; a server's are not known, which is 0.
         models: what to load of each teacher but the ensembles. Where a cache's model is gone, what
             the cache keeps of it, which has a tokenizer and no weights.
         gone: the teachers of which only a cache is left.
@@ -62,6 +68,8 @@ def check(recipe: Recipe, document: Document | None = None) -> Facts:
         for name, spec in recipe.readers.items():
             if isinstance(spec, EnsembleTeacher):
                 teachers[name] = _together(spec, name, teachers, document)
+            if isinstance(spec, ServerTeacher):
+                teachers[name] = facts_of_tokenizer(str(spec.tokenizer))
         _check_origin(recipe, gone, document)
         student = facts_of(recipe.student, models)
         itself = [n for n, s in recipe.readers.items() if isinstance(s, SelfTeacher)]

@@ -15,6 +15,7 @@ from limbeck.core.registry import did_you_mean
 from limbeck.core.specs import CachedTeacher, CausalStudent, LocalTeacher, ServerTeacher
 from limbeck.ledger.store import Ledger
 from limbeck.models.causal import CausalModel
+from limbeck.models.facts import facts_of_tokenizer
 from limbeck.models.load import load_student, load_teacher
 from limbeck.teachers.identity import weight_files, weights_sha256
 from limbeck.teachers.local import LocalWriter
@@ -50,6 +51,7 @@ class Teachers:
         self.folder, self.stack = folder, stack
         self._models: dict[str, CausalModel] = {}
         self._writers: dict[str, Writer] = {}
+        self._readers: dict[str, Reader] = {}
         self._ledger: Ledger | None = None
 
     def writer(self, name: str) -> Writer:
@@ -70,12 +72,19 @@ class Teachers:
 
         Raises:
             RecipeError: there is none of this name, or it only writes.
+            ServerError: it is a server that does not read.
         """
-        if isinstance(self._spec(name), ServerTeacher):
+        spec = self._spec(name)
+        if not isinstance(spec, ServerTeacher):
+            return self._model(name)
+        if spec.tokenizer is None:
             raise RecipeError(
-                f"teachers.{name}", "only writes, and a step wants it to read; use a local model"
+                f"teachers.{name}.tokenizer",
+                "a step wants this server to read, for which its tokenizer must be here",
             )
-        return self._model(name)
+        if name not in self._readers:
+            self._readers[name] = self._reading(spec, spec.tokenizer)
+        return self._readers[name]
 
     def _spec(self, name: str) -> Any:
         if name == STUDENT and name not in self.specs:
@@ -96,6 +105,15 @@ class Teachers:
 
         return self.stack.enter_context(Server(spec))
 
+    def _reading(self, spec: ServerTeacher, tokenizer: str) -> Reader:
+        from limbeck.teachers.server_reader import ServerReader
+
+        of = facts_of_tokenizer(tokenizer).tokenizer
+        reader = ServerReader(spec, of, max_length=self._length, display=True)
+        self.stack.enter_context(reader)
+        reader.check(frozenset({"chosen"}))
+        return reader
+
     def _local(self, name: str) -> Writer:
         model = self._model(name)
         if self._ledger is None:
@@ -112,10 +130,14 @@ class Teachers:
                 model = load_student(spec, local, device, self.seed)
                 model.module.requires_grad_(False).eval()
             else:
-                length = self.student.max_length if self.student else 4096
-                model = load_teacher(spec, device, spec.max_length or length)
+                model = load_teacher(spec, device, spec.max_length or self._length)
             self._models[name] = model
         return self._models[name]
+
+    @property
+    def _length(self) -> int:
+        """Tokens that a reader keeps of a row."""
+        return self.student.max_length if self.student else 4096
 
     def _identity(self, name: str, model: CausalModel) -> str:
         """Changes with the weights, the tokenizer, and how they compute."""

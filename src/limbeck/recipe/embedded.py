@@ -40,7 +40,7 @@ def on_embedded(document: Document, folder: Path) -> Document:
     except (FileExistsError, NotADirectoryError):
         raise RecipeError("--out", f"{folder.parent} is a file, not a folder") from None
     source = values.get("source")
-    made = "steps" in json.dumps(source, default=str)
+    made = '"steps":' in json.dumps(source, default=str)  # wherever it stands
     path = folder / ("prompts.jsonl" if made else "train.jsonl")
     if not path.exists():
         aside = folder / f".{path.name}"

@@ -11,7 +11,7 @@ from limbeck.core.errors import RecipeError
 from limbeck.core.registry import did_you_mean, kinds
 from limbeck.core.specs import CachedTeacher, EnsembleTeacher, SelfTeacher, ServerTeacher
 from limbeck.core.term import Term
-from limbeck.core.types import without_sites
+from limbeck.core.types import Needs, without_sites
 from limbeck.recipe.document import Document
 from limbeck.recipe.schema import Recipe
 
@@ -149,7 +149,7 @@ def _fit_term(term: Term, path: str, recipe: Recipe, document: Document) -> Term
             f"{path}.objective",
             f"{kind} needs {', '.join(sorted(missing))}; teacher {name!r} offers "
             f"{', '.join(sorted(offers))}. These would work: {', '.join(works)}"
-            + (f"; or teachers.{name}: {CACHE}" if "sparse" in missing else ""),
+            + _remedy(recipe.teachers[name], name, missing),
         )
     if isinstance(recipe.teachers[name], CachedTeacher) and hasattr(recipe.source, "speaker"):
         raise document.error(
@@ -161,22 +161,29 @@ def _fit_term(term: Term, path: str, recipe: Recipe, document: Document) -> Term
     return replace(term, teacher=name)
 
 
+def _remedy(teacher: Any, name: str, missing: Needs) -> str:
+    """How else a teacher may come to offer what is missing."""
+    if isinstance(teacher, ServerTeacher) and missing <= {"chosen", "sparse"}:
+        return f"; or set teachers.{name}.tokenizer, with which a server reads"
+    return f"; or teachers.{name}: {CACHE}" if "sparse" in missing else ""
+
+
 def _fit_temperature(term: Term, teacher: Any, name: str, path: str, document: Document) -> None:
     """What was kept of a distribution at one temperature cannot serve another."""
     if "sparse" not in term.objective.needs:
         return
     asked, kept = getattr(term.objective, "temperature", 1.0), teacher.temperature
+    server = isinstance(teacher, ServerTeacher)
+    fixed = (
+        f"teacher {name!r} is {'told' if server else 'kept'} at {kept}, which cannot serve another"
+    )
     if "temperature" in term.schedule:
-        raise document.error(
-            f"{path}.schedule.temperature",
-            f"teacher {name!r} is kept at {kept}, which cannot serve another; leave it out",
-        )
+        raise document.error(f"{path}.schedule.temperature", f"{fixed}; leave it out")
     if asked != kept:
+        again = f", or teachers.{name}.temperature to {asked} and make the cache again"
         raise document.error(
             f"{path}.objective.temperature",
-            f"it is {asked}, but teacher {name!r} is kept at {kept}, which cannot serve another;"
-            f" set it to {kept}, or teachers.{name}.temperature to {asked} and make the cache"
-            " again",
+            f"it is {asked}, but {fixed}; set it to {kept}{'' if server else again}",
         )
 
 

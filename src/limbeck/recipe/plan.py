@@ -39,7 +39,10 @@ class Plan:
                 ("models", "parameters", "trained"),
                 [
                     ("student", f"{self.facts.student.parameters:,}", f"{self.memory.trainable:,}"),
-                    *((n, f"{f.parameters:,}", "0") for n, f in self.facts.teachers.items()),
+                    *(
+                        (name, f"{facts.parameters:,}" if facts.parameters else "unknown", "0")
+                        for name, facts in self.facts.teachers.items()
+                    ),
                 ],
             ),
             *self._caches(),

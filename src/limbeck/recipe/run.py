@@ -17,7 +17,7 @@ import torch
 from limbeck.core.errors import LimbeckError, RecipeError
 from limbeck.core.files import sweep, write_json, write_text
 from limbeck.core.protocols import Reader
-from limbeck.core.specs import CachedTeacher, EnsembleTeacher, SelfTeacher
+from limbeck.core.specs import CachedTeacher, EnsembleTeacher, SelfTeacher, ServerTeacher
 from limbeck.core.types import Sample, Turn, sites
 from limbeck.evals import Agreement, Score, run_suite, tokens_per_second
 from limbeck.evals.reading import tell_once
@@ -77,7 +77,7 @@ def run(
         stack.enter_context(claimed(out, resume, recipe, mesh))
         mesh.barrier()
         try:
-            return _Run(recipe, facts, out, mesh, document).go()
+            return _Run(recipe, facts, out, mesh, document, stack).go()
         except torch.OutOfMemoryError as error:
             raise LimbeckError(
                 "out of memory: raise train.accumulate (now "
@@ -137,7 +137,7 @@ class Arm:
 
 
 class _Run:
-    """The parts of one run, opened once and shared by its arms."""
+    """The parts of one run, opened once and shared by its arms; `stack` closes them."""
 
     def __init__(
         self,
@@ -145,7 +145,8 @@ class _Run:
         facts: Facts,
         out: Path,
         mesh: Mesh,
-        document: Document | None = None,
+        document: Document | None,
+        stack: ExitStack,
     ) -> None:
         self.recipe, self.facts, self.out, self.mesh = recipe, facts, out, mesh
         self.document = document
@@ -166,6 +167,9 @@ class _Run:
         }
         for name, spec in ensembles.items():
             self.teachers[name] = Ensemble(spec, self.teachers)
+        for name, spec in recipe.readers.items():
+            if isinstance(spec, ServerTeacher):
+                self.teachers[name] = self.open_server(name, spec, stack)
         self.first_teacher = next(iter(self.teachers), None)
         self.visitor: CausalModel | None = None
 
@@ -227,6 +231,22 @@ class _Run:
             teacher.module = mesh.wrap(teacher.module, trains=False)
         return teacher
 
+    def open_server(self, name: str, spec: ServerTeacher, stack: ExitStack) -> Reader:
+        """A teacher behind an API, which has shown that it reads."""
+        from limbeck.teachers.server_reader import ServerReader
+
+        reader = stack.enter_context(
+            ServerReader(
+                spec,
+                self.facts.teachers[name].tokenizer,
+                max_length=self.recipe.student.max_length,
+                device=self.mesh.device,
+            )
+        )
+        needs = [term.objective.needs for term in self.recipe.terms if term.teacher == name]
+        reader.check(frozenset[str]().union(*needs))
+        return reader
+
     def teacher(self) -> CausalModel | None:
         """The first teacher as a model that can be asked anything; None where there is none.
 
@@ -237,9 +257,11 @@ class _Run:
         teacher = self.teachers[self.first_teacher]
         if isinstance(teacher, CausalModel):
             return teacher
-        if self.first_teacher in self.facts.gone:
+        server = isinstance(self.recipe.teachers[self.first_teacher], ServerTeacher)
+        if server or self.first_teacher in self.facts.gone:
+            where = "behind a server" if server else "gone"
             tell_once(
-                f"the weights of teacher {self.first_teacher!r} are gone; what needs them is not"
+                f"the weights of teacher {self.first_teacher!r} are {where}; what needs them is not"
                 " measured"
             )
             return None
@@ -393,7 +415,7 @@ class _Run:
         if name is None:
             return None
         parameters = self.facts.teachers[name].parameters
-        return {"name": self.teachers[name].name, "parameters": parameters}
+        return {"name": self.teachers[name].name, "parameters": parameters or None}
 
 
 def opening(sample: Sample) -> Sample:

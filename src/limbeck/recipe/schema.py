@@ -91,8 +91,16 @@ class Recipe:
 
     @property
     def readers(self) -> Mapping[str, Any]:
-        """The teachers that read; a run has no use for one that only writes data."""
-        return {name: spec for name, spec in self.teachers.items() if spec.offers - {"text"}}
+        """The teachers that read; a run has no use for one that only writes data.
+
+        A server can be paid to read, so it is asked only where a term says so.
+        """
+        heard = {term.teacher for term in self.terms}
+        return {
+            name: spec
+            for name, spec in self.teachers.items()
+            if spec.offers - {"text"} and (name in heard or not isinstance(spec, ServerTeacher))
+        }
 
     @property
     def models(self) -> Mapping[str, Any]:

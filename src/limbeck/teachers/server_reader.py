@@ -20,7 +20,7 @@ from transformers import PreTrainedTokenizerBase
 from limbeck.core.errors import LimbeckError, ServerError
 from limbeck.core.exchange import Scored
 from limbeck.core.specs import ServerTeacher
-from limbeck.core.types import Encoding, Needs, Sample, Signals, View
+from limbeck.core.types import Encoding, Needs, Sample, Signals, Turn, View
 from limbeck.ledger.keys import answer_key
 from limbeck.losses.sparse import Sparse
 from limbeck.models.encode import Encoder
@@ -51,14 +51,12 @@ class ServerReader:
     """Reads given text by asking a server; a `Reader` without weights.
 
     Use it as a context manager. It gives `chosen`, the log-probability of the text's own tokens,
-    and `sparse`, the k likeliest tokens at each place and the rest's mass, both at temperature 1.
+    and `sparse`, the likeliest tokens at each place and the rest's mass, both at temperature 1.
 
     Args:
         spec: the server; it must have the API `completions`.
         tokenizer: the same as the server's model has.
         max_length: tokens kept of a sample.
-        k: how many likeliest tokens are asked for; vLLM allows 20 unless told otherwise. With 0
-            there is only `chosen`.
         device: where signals go.
         display: whether progress is shown.
     """
@@ -72,13 +70,12 @@ class ServerReader:
         tokenizer: PreTrainedTokenizerBase,
         *,
         max_length: int,
-        k: int = 20,
         device: torch.device | None = None,
         display: bool = False,
     ) -> None:
-        self.spec, self.k, self.name = spec, k, spec.model
+        self.spec, self.k, self.name = spec, spec.top_logprobs, spec.model
         self.device = device or torch.device("cpu")
-        self.offers: Needs = frozenset({"chosen", "sparse"} if k else {"chosen"})
+        self.offers: Needs = frozenset({"chosen", "sparse"} if self.k else {"chosen"})
         self.vocabulary = vocabulary_fingerprint(tokenizer)
         self.encoder = Encoder(tokenizer, max_length)
         self._server = _Reading(spec, display=display)
@@ -94,6 +91,15 @@ class ServerReader:
         trace: TracebackType | None,
     ) -> None:
         self._server.__exit__(kind, error, trace)
+
+    def check(self, needs: Needs) -> None:
+        """Let it read two words, so that a server that cannot is found out before the work begins.
+
+        Raises:
+            ServerError: it cannot.
+        """
+        turns = (Turn(text="Good"), Turn(text=" morning", learn=True))
+        self.read(self.collate([self.encode(Sample(id="check", turns=turns))]), needs)
 
     def encode(self, sample: Sample) -> Encoding:
         """Tokenize one sample; what a model with this tokenizer wrote is read as it wrote it."""
