@@ -60,8 +60,11 @@ class Discriminator:
     """The critic at work. All processes hold the same one and see the same answers.
 
     Attributes:
+        name: under which the figures stand.
         figures: of its last update: loss, how often it told right, and the mean scores.
     """
+
+    name = "critic"
 
     def __init__(self, spec: Critic, student: Any, seed: int) -> None:
         self.spec = spec

@@ -239,7 +239,7 @@ def to_sample(row: Mapping[str, Any], name: str) -> Sample:
     return Sample(
         id=name if row.get("id") is None else str(row["id"]),
         turns=turns,
-        privileged=_privileged(row.get("privileged"), chat=any(turn.role for turn in turns)),
+        privileged=privileged_turns(row.get("privileged"), chat=any(turn.role for turn in turns)),
         weight=float(weight),
         channel="main" if row.get("channel") is None else str(row["channel"]),
         parts=parts,
@@ -256,7 +256,8 @@ def _known(answer: Any) -> str | None:
     return json.dumps(answer) if isinstance(answer, dict | list) else str(answer)
 
 
-def _privileged(value: Any, *, chat: bool) -> tuple[Turn, ...]:
+def privileged_turns(value: Any, *, chat: bool) -> tuple[Turn, ...]:
+    """What only a teacher reads, text or messages; before a conversation a text is the system's."""
     if value is None:
         return ()
     if isinstance(value, str) and chat:

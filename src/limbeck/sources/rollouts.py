@@ -65,7 +65,7 @@ class Rollouts:
             takes fewer.
         replay: use the student's samples again.
         adaptive: let `share` grow with the held-out KL instead; it then is where it begins.
-        scorer: what gives each answer its score, such as `{kind: critic}`.
+        scorer: what gives each answer its score, such as `{kind: critic}` or `{kind: feedback}`.
         collapse: when the run stops because what is written has fallen apart.
     """
 
@@ -153,7 +153,7 @@ class RolloutStream:
         if not self.pending:
             self._fill()
         written_at, sample = self.pending.popleft()
-        if sample.channel == WROTE:
+        if sample.written is not None:
             self.ages[0] += self.step - written_at
             self.ages[1] += 1
         return sample
@@ -297,8 +297,9 @@ class RolloutStream:
         if self.buffer is not None:
             figures["buffer"] = float(len(self.buffer))
         step.metrics |= {f"rollouts/{name}": value for name, value in figures.items()}
-        scored = getattr(self.scorer, "figures", {})
-        step.metrics |= {f"critic/{name}": value for name, value in scored.items()}
+        if self.scorer is not None:
+            of = self.scorer.name
+            step.metrics |= {f"{of}/{name}": value for name, value in self.scorer.figures.items()}
         self.tally, self.ages = Tally(), [0, 0]
         self.watch.look(step.number, figures)
 

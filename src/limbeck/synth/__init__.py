@@ -11,6 +11,7 @@ from limbeck.synth.distribution import Distribution
 from limbeck.synth.divergence import Divergence
 from limbeck.synth.duplicates import Duplicates
 from limbeck.synth.evolve import Evolve
+from limbeck.synth.feedback import Feedback
 from limbeck.synth.grounded import Grounded
 from limbeck.synth.hint import Hint
 from limbeck.synth.mixed import Mixed
@@ -36,6 +37,7 @@ __all__ = [
     "Divergence",
     "Duplicates",
     "Evolve",
+    "Feedback",
     "Grounded",
     "Hint",
     "Mixed",
