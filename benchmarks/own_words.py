@@ -14,8 +14,8 @@ teacher reads what it wrote. If it is worse there than on given text, mistakes l
 
 Self-distillation has no teacher but the student. (a) trains on its own answers that are right, of
 four drawn to each prompt; (b) on its own greedy answer where that is right, else on the row's; (c)
-on what it writes, with itself as the teacher, which reads a solved problem first; SDPO the same with
-its own right answer to the same problem, of eight, where there is one.
+on what it writes, with itself as the teacher, which reads a solved problem first; SDPO the same
+with its own right answer to the same problem, of eight, where there is one.
 """
 
 from collections.abc import Mapping, Sequence

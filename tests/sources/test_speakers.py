@@ -22,8 +22,8 @@ def models(make_recipe):
     return student, {"big": load_teacher(recipe.teachers["big"], CPU, 64)}
 
 
-def lines(student, *texts):
-    return [student.prompt_ids(Sample(id="1", turns=(Turn(text=text),))) for text in texts]
+def asked(*texts):
+    return [Sample(id="1", turns=(Turn(text=text),)) for text in texts]
 
 
 def test_a_second_model_follows_the_text_as_it_grows(models):
@@ -75,9 +75,10 @@ def test_impossible_tokens_stay_impossible():
 
 def test_what_is_written_has_the_log_probability_with_which_it_was_drawn(models):
     student, teachers = models
-    (line,) = lines(student, "the cat ")
+    prompts = asked("the cat ")
+    line = student.prompt_ids(prompts[0])
     speaker = MixedSpeaker(teacher="big", alpha=0.4)
-    (said,) = speaker.write(student, teachers, [line], [3], SAMPLING)
+    (said,) = speaker.write(student, teachers, prompts, [3], SAMPLING)
     with torch.no_grad():
         ids = torch.tensor([[*line, *said.ids]])
         both = [m.transformer(ids).logits[0].softmax(-1) for m in (student, teachers["big"])]
@@ -89,21 +90,21 @@ def test_what_is_written_has_the_log_probability_with_which_it_was_drawn(models)
 
 def test_a_mixture_with_itself_is_the_student(models):
     student, _ = models
-    asked = lines(student, "the cat ", "two")
-    alone = StudentSpeaker().write(student, {}, asked, [3, 4], SAMPLING)
+    prompts = asked("the cat ", "two")
+    alone = StudentSpeaker().write(student, {}, prompts, [3, 4], SAMPLING)
     for speaker in (MixedSpeaker(teacher="me"), SpeculativeSpeaker(teacher="me", k=320)):
-        both = speaker.write(student, {"me": student}, asked, [3, 4], SAMPLING)
+        both = speaker.write(student, {"me": student}, prompts, [3, 4], SAMPLING)
         assert [one.ids for one in both] == [one.ids for one in alone]
 
 
 def test_a_teacher_that_cannot_write_along_is_refused(models, tmp_path):
     student, _ = models
-    (line,) = lines(student, "a")
+    prompts = asked("a")
     with pytest.raises(RecipeError, match="no teacher with weights"):
-        MixedSpeaker(teacher="no").write(student, {}, [line], [1], SAMPLING)
+        MixedSpeaker(teacher="no").write(student, {}, prompts, [1], SAMPLING)
     other = SimpleNamespace(transformer=None, vocabulary="another")
     with pytest.raises(RecipeError, match="another tokenizer"):
-        MixedSpeaker(teacher="t").write(student, {"t": other}, [line], [1], SAMPLING)
+        MixedSpeaker(teacher="t").write(student, {"t": other}, prompts, [1], SAMPLING)
 
 
 def test_positions_count_from_the_first_word(tokenizer, tmp_path):

@@ -1,6 +1,7 @@
 """vLLM as the speaker, with an engine of the same interface: it cannot run here."""
 
 import math
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -8,13 +9,14 @@ import torch
 
 from limbeck.core.errors import RecipeError
 from limbeck.core.specs import Lora
-from limbeck.core.types import Sampling
+from limbeck.core.types import Sample, Sampling, Turn
 from limbeck.models.load import load_student
 from limbeck.sources.dataset import Dataset
 from limbeck.sources.rollouts import Rollouts
 from limbeck.sources.vllm import VLLMSpeaker, VLLMWriter
 
 CPU = torch.device("cpu")
+PROMPT = Sample(id="1", turns=(Turn(text="the cat "),))
 
 
 @pytest.fixture
@@ -79,9 +81,9 @@ def nudge(student):
 def test_it_writes_what_the_student_would(make_recipe, student, tiny_data):
     engine, speaker = writer(make_recipe, student)
     sampling = Sampling(max_tokens=6, temperature=1.0, scores=0)
-    prompts, seeds = [[5, 6, 7], [8, 9]], [3, 4]
+    prompts, seeds = [PROMPT, replace(PROMPT, turns=(Turn(text="two"),))], [3, 4]
     said = speaker.write(student, {}, prompts, seeds, sampling)
-    expected = student.write(prompts, seeds, sampling)
+    expected = student.write([student.prompt_ids(one) for one in prompts], seeds, sampling)
     assert [one.ids for one in said] == [one.ids for one in expected]
     assert said[0].logp == pytest.approx(list(expected[0].logp), abs=1e-5)
     setting = engine.asked[0]
@@ -95,7 +97,7 @@ def test_it_gets_the_weights_after_each_step_and_forgets_what_it_read(make_recip
         for _ in range(steps):
             nudge(student)
             speaker.on_step()
-        speaker.write(student, {}, [[5, 6]], [1], sampling)
+        speaker.write(student, {}, [PROMPT], [1], sampling)
         assert engine.emptied == expected
     for mine, its in zip(
         student.module.parameters(), engine.model.module.parameters(), strict=True
@@ -120,8 +122,6 @@ def test_a_source_tells_it_of_steps(make_recipe, student, tiny_data, monkeypatch
 
 
 def test_what_it_cannot_do_is_said(make_recipe, student):
-    from dataclasses import replace
-
     spec = replace(make_recipe().student, lora=Lora(rank=2))
     adapted = load_student(spec, make_recipe().teachers, CPU, 0)
     with pytest.raises(RecipeError, match="adapters"):

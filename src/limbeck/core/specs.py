@@ -209,6 +209,12 @@ class ServerTeacher:
             return frozenset({"text"})
         return frozenset({"text", "chosen", *(["sparse"] if self.top_logprobs else [])})
 
+    @property
+    def identity(self) -> Mapping[str, Any]:
+        """What of it decides its words; not its price, say, which may change between two runs."""
+        kept = ("url", "model", "api", "tokenizer", "top_logprobs")
+        return {**{name: getattr(self, name) for name in kept}, "extra": dict(self.extra)}
+
     def __post_init__(self) -> None:
         if self.tokenizer is not None and self.api != "completions":
             raise RecipeError("tokenizer", "lets it read, which takes `api: completions`")

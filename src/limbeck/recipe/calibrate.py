@@ -29,6 +29,7 @@ from limbeck.objectives import CrossEntropy
 from limbeck.recipe.check import Facts
 from limbeck.recipe.ready import ready_terms
 from limbeck.recipe.schema import Recipe
+from limbeck.sources.speakers import StudentSpeaker
 from limbeck.teachers.ensemble import Ensemble
 from limbeck.train.batches import Batches
 from limbeck.train.loop import Trainer, trained_parameters
@@ -98,7 +99,10 @@ def _timed(
     for name, spec in recipe.readers.items():
         if isinstance(spec, EnsembleTeacher) and readers.keys() >= spec.of.keys():
             readers[name] = Ensemble(spec, readers)
-    source = recipe.source.open(recipe.seed)
+    spec = recipe.source
+    if isinstance(recipe.teachers.get(recipe.speaker or ""), ServerTeacher):
+        spec = replace(spec, speaker=StudentSpeaker())  # nobody is to be paid for an estimate
+    source = spec.open(recipe.seed)
     if bind := getattr(source, "bind", None):
         bind(student, readers, mesh)
     terms = _terms(recipe, student, readers, source, mesh)

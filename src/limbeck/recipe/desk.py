@@ -20,6 +20,8 @@ from limbeck.models.load import load_student, load_teacher
 from limbeck.teachers.identity import weight_files, weights_sha256
 from limbeck.teachers.local import LocalWriter
 from limbeck.teachers.recorded import Recorded
+from limbeck.teachers.server import Server
+from limbeck.teachers.server_reader import ServerReader
 
 STUDENT = "student"
 """The name under which steps ask the recipe's own student."""
@@ -62,8 +64,9 @@ class Teachers:
         """
         if name not in self._writers:
             spec = self._spec(name)
+            server = isinstance(spec, ServerTeacher)
             self._writers[name] = (
-                self._server(spec) if isinstance(spec, ServerTeacher) else self._local(name)
+                self.stack.enter_context(Server(spec)) if server else self._local(name)
             )
         return self._writers[name]
 
@@ -100,14 +103,7 @@ class Teachers:
             raise RecipeError(f"teachers.{name}", f"a teacher of kind {spec.kind!r} does not write")
         return spec
 
-    def _server(self, spec: ServerTeacher) -> Writer:
-        from limbeck.teachers.server import Server
-
-        return self.stack.enter_context(Server(spec))
-
     def _reading(self, spec: ServerTeacher, tokenizer: str) -> Reader:
-        from limbeck.teachers.server_reader import ServerReader
-
         of = facts_of_tokenizer(tokenizer).tokenizer
         reader = ServerReader(spec, of, max_length=self._length, display=True)
         self.stack.enter_context(reader)

@@ -32,6 +32,11 @@ def fit(recipe: Recipe, document: Document | None = None) -> Recipe:
     for name, spec in recipe.teachers.items():
         if isinstance(spec, EnsembleTeacher):
             _fit_ensemble(spec, name, recipe, document)
+    speaker = recipe.speaker
+    if speaker is not None and speaker not in recipe.teachers:
+        names = list(recipe.teachers)
+        hint = did_you_mean(speaker, names) if names else "the recipe has no `teachers`"
+        raise document.error("source.speaker.teacher", f"no teacher {speaker!r}; {hint}")
     terms = tuple(
         _fit_term(term, f"terms.{index}", recipe, document)
         for index, term in enumerate(recipe.terms)

@@ -93,7 +93,7 @@ def _identity(job: Generation, name: str) -> Any:
     """What of a teacher decides its words; not its price, say."""
     spec = job.student if name == STUDENT and name not in job.teachers else job.teachers.get(name)
     if isinstance(spec, ServerTeacher):
-        return [spec.url, spec.model, spec.api, dict(spec.extra)]
+        return spec.identity
     return None if spec is None else describe(spec)
 
 

@@ -11,13 +11,13 @@ from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
-import limbeck.core.specs  # noqa: F401  # registers the models
 import limbeck.evals  # noqa: F401  # registers the evaluations
 import limbeck.objectives  # noqa: F401  # registers the objectives
 import limbeck.sources  # noqa: F401  # registers the sources
 import limbeck.synth  # noqa: F401  # registers the steps
 from limbeck.core.errors import RecipeError
 from limbeck.core.registry import did_you_mean, kinds
+from limbeck.core.specs import ServerTeacher
 from limbeck.recipe.document import Document
 from limbeck.recipe.fit import fit
 from limbeck.recipe.schema import Price, Recipe, Term, Train
@@ -167,13 +167,17 @@ def sha256(recipe: Recipe) -> str:
 def training_sha256(recipe: Recipe) -> str:
     """Hash of what decides the trained weights; a checkpoint of another one is refused.
 
-    Layout, evaluations and prices may change between a run and its resume.
+    Layout, evaluations, prices and budgets may change between a run and its resume.
     """
     values = to_mapping(recipe)
     train = {key: value for key, value in values["train"].items() if key not in LAYOUT}
     kept = {key: values[key] for key in ("student", "source", "terms", "seed")}
-    readers = {name: values["teachers"][name] for name in recipe.readers}
-    return _hash({**kept, "teachers": readers, "train": train})
+    heard = {
+        name: spec.identity if isinstance(spec, ServerTeacher) else values["teachers"][name]
+        for name, spec in recipe.teachers.items()
+        if name in recipe.readers or name == recipe.speaker
+    }
+    return _hash({**kept, "teachers": heard, "train": train})
 
 
 def _hash(value: Any) -> str:

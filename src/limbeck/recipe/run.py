@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from limbeck.core.errors import LimbeckError, RecipeError
+from limbeck.core.exchange import Writer
 from limbeck.core.files import sweep, write_json, write_text
 from limbeck.core.protocols import Reader
 from limbeck.core.specs import CachedTeacher, EnsembleTeacher, SelfTeacher, ServerTeacher
@@ -36,6 +37,8 @@ from limbeck.recipe.resolve import describe, dump, generation_of, resolve, sha25
 from limbeck.recipe.schema import Recipe, Term
 from limbeck.teachers.ensemble import Ensemble, behind
 from limbeck.teachers.itself import Itself, needs_copy
+from limbeck.teachers.server import Server
+from limbeck.teachers.server_reader import ServerReader
 from limbeck.train.batches import Batches
 from limbeck.train.checkpoint import Checkpoints
 from limbeck.train.listeners import Display, Evaluate, Interruption, Metrics
@@ -170,6 +173,10 @@ class _Run:
         for name, spec in recipe.readers.items():
             if isinstance(spec, ServerTeacher):
                 self.teachers[name] = self.open_server(name, spec, stack)
+        self.writers: dict[str, Writer] = {}
+        if isinstance(speaker := recipe.teachers.get(recipe.speaker or ""), ServerTeacher):
+            writer = Server(speaker, display=False)
+            self.writers[str(recipe.speaker)] = stack.enter_context(writer)
         self.first_teacher = next(iter(self.teachers), None)
         self.visitor: CausalModel | None = None
 
@@ -233,16 +240,9 @@ class _Run:
 
     def open_server(self, name: str, spec: ServerTeacher, stack: ExitStack) -> Reader:
         """A teacher behind an API, which has shown that it reads."""
-        from limbeck.teachers.server_reader import ServerReader
-
-        reader = stack.enter_context(
-            ServerReader(
-                spec,
-                self.facts.teachers[name].tokenizer,
-                max_length=self.recipe.student.max_length,
-                device=self.mesh.device,
-            )
-        )
+        tokenizer, length = self.facts.teachers[name].tokenizer, self.recipe.student.max_length
+        reader = ServerReader(spec, tokenizer, max_length=length, device=self.mesh.device)
+        stack.enter_context(reader)
         needs = [term.objective.needs for term in self.recipe.terms if term.teacher == name]
         reader.check(frozenset[str]().union(*needs))
         return reader
@@ -307,7 +307,7 @@ class _Run:
         )
         heard = {n: r for n, r in self.teachers.items() if n in {t.teacher for t in terms}}
         if bind := getattr(source, "bind", None):
-            bind(student, self.teachers, mesh)
+            bind(student, {**self.teachers, **self.writers}, mesh)
         # What changes with the steps: a teacher that follows the student, a source that looks on.
         changing = {**{f"teachers.{name}": r for name, r in heard.items()}, "source": source}
         parameters = trained_parameters(student.module, terms)

@@ -103,6 +103,11 @@ class Recipe:
         }
 
     @property
+    def speaker(self) -> str | None:
+        """The teacher that writes in the source, or helps to, if one does."""
+        return getattr(getattr(self.source, "speaker", None), "teacher", None)
+
+    @property
     def models(self) -> Mapping[str, Any]:
         """The readers with weights of their own, on this machine or in a cache."""
         without = EnsembleTeacher | SelfTeacher | ServerTeacher

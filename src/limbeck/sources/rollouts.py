@@ -96,14 +96,24 @@ class Rollouts:
 
 @dataclass
 class Tally:
-    """What was written since it was last told."""
+    """What was written since it was last told; `asked` counts what came to nothing, too."""
 
+    asked: int = 0
     answers: int = 0
     tokens: int = 0
     ended: int = 0
     repeated: float = 0.0
-    surprise: float = 0.0
+    surprise: float | None = None
     seconds: float = 0.0
+
+    def count(self, one: Any) -> None:
+        """Add an answer."""
+        self.answers += 1
+        self.tokens += len(one.ids)
+        self.ended += one.ended
+        self.repeated += repetition(one.ids)
+        if one.logp is not None:
+            self.surprise = (self.surprise or 0.0) - sum(one.logp)
 
 
 class RolloutStream:
@@ -150,10 +160,10 @@ class RolloutStream:
         return self
 
     def __next__(self) -> Sample:
-        if not self.pending:
+        while not self.pending:
             self._fill()
         written_at, sample = self.pending.popleft()
-        if sample.written is not None:
+        if sample.channel != GIVEN:
             self.ages[0] += self.step - written_at
             self.ages[1] += 1
         return sample
@@ -210,8 +220,7 @@ class RolloutStream:
             scores=0,
         )
         questions = [_question(sample) for _, sample in asked]
-        prompts = [student.prompt_ids(question) for question in questions]
-        lines = [line for line in prompts for _ in range(spec.answers)]
+        lines = [question for question in questions for _ in range(spec.answers)]
         seeds = [
             stream_seed(self.seed, "answers", number, k)
             for number, _ in asked
@@ -228,22 +237,23 @@ class RolloutStream:
         return groups
 
     def _shared(
-        self, lines: Sequence[Sequence[int]], seeds: Sequence[int], sampling: Sampling
+        self, lines: Sequence[Sample], seeds: Sequence[int], sampling: Sampling
     ) -> Sequence[Any]:
         """What is written behind each line; each process writes its part, where they can part."""
         student, speaker, all_of = self.student, self.speaker, self.together
         assert student is not None
 
-        def write(lines: Sequence[Sequence[int]], seeds: Sequence[int]) -> Sequence[Any]:
+        def write(lines: Sequence[Sample], seeds: Sequence[int]) -> Sequence[Any]:
             return speaker.write(student, self.teachers, lines, seeds, sampling)
 
         if all_of is None or all_of.size == 1 or all_of.parallel == "fsdp":
             return write(lines, seeds)  # a split model needs all processes for every word
         part = slice(all_of.rank, None, all_of.size)
-        mine = [json.dumps(asdict(one)) for one in write(lines[part], seeds[part])]
+        mine = [json.dumps(one and asdict(one)) for one in write(lines[part], seeds[part])]
         heard = all_of.gather(mine)
         places = [(place % all_of.size, place // all_of.size) for place in range(len(lines))]
-        return [SimpleNamespace(**json.loads(heard[rank][k])) for rank, k in places]
+        found = [json.loads(heard[rank][k]) for rank, k in places]
+        return [one and SimpleNamespace(**one) for one in found]
 
     def _group(self, question: Sample, number: int, texts: Sequence[Any]) -> list[Sample]:
         """Samples of the answers to one prompt."""
@@ -251,18 +261,18 @@ class RolloutStream:
         assert student is not None
         group = f"{question.id}@{number}" if len(texts) > 1 else None
         samples: list[Sample] = []
+        self.tally.asked += len(texts)
+        texts = [one for one in texts if one is not None]
         for k, one in enumerate(texts):
-            self.tally.answers += 1
-            self.tally.tokens += len(one.ids)
-            self.tally.ended += one.ended
-            self.tally.repeated += repetition(one.ids)
-            self.tally.surprise -= sum(one.logp or ())
+            self.tally.count(one)
             self.total_tokens += len(one.ids)
             chat = any(turn.role for turn in question.turns)
             answer = Turn(text=one.text, role="assistant" if chat else None, learn=True)
-            written = Written(
-                vocabulary=student.vocabulary, ids=tuple(one.ids), logp=tuple(one.logp or ())
-            )
+            written = None
+            if one.logp is not None:
+                written = Written(
+                    vocabulary=student.vocabulary, ids=tuple(one.ids), logp=tuple(one.logp)
+                )
             samples.append(
                 replace(
                     question,
@@ -287,11 +297,12 @@ class RolloutStream:
         if tally.answers:
             figures |= {
                 "length_tokens": tally.tokens / tally.answers,
-                "ended": tally.ended / tally.answers,
+                "ended": tally.ended / tally.asked,
                 "repetition": tally.repeated / tally.answers,
-                "entropy_nats": tally.surprise / max(1, tally.tokens),
                 "seconds": tally.seconds,
             }
+        if tally.surprise is not None:
+            figures["entropy_nats"] = tally.surprise / max(1, tally.tokens)
         if self.ages[1]:
             figures["age_steps"] = self.ages[0] / self.ages[1]
         if self.buffer is not None:

@@ -22,7 +22,7 @@ from torch import Tensor
 from limbeck.core.errors import RecipeError
 from limbeck.core.protocols import Speaking
 from limbeck.core.registry import register
-from limbeck.core.types import Sampling
+from limbeck.core.types import Sample, Sampling
 
 Share = Annotated[float, Field(gt=0, lt=1)]
 
@@ -34,12 +34,19 @@ class SpeakerSpec(Protocol):
         self,
         student: Speaking,
         teachers: Mapping[str, Any],
-        prompts: Sequence[Sequence[int]],
+        prompts: Sequence[Sample],
         seeds: Sequence[int],
         sampling: Sampling,
     ) -> Sequence[Any]:
-        """Continue each prompt (token ids); see `models.writing.Continuation`."""
+        """What is written behind each prompt (see `models.writing.Continuation`); None where
+        nothing came that could be learnt. Where its `logp` is None, its tokens are not the
+        student's, and the text is read as any other."""
         ...
+
+
+def ids_of(student: Speaking, prompts: Sequence[Sample]) -> list[list[int]]:
+    """The prompts as the student's token ids."""
+    return [student.prompt_ids(prompt) for prompt in prompts]
 
 
 @register("speaker", "student")
@@ -51,13 +58,13 @@ class StudentSpeaker:
         self,
         student: Speaking,
         teachers: Mapping[str, Any],
-        prompts: Sequence[Sequence[int]],
+        prompts: Sequence[Sample],
         seeds: Sequence[int],
         sampling: Sampling,
     ) -> Sequence[Any]:
         """Continue each prompt."""
         del teachers
-        return student.write(prompts, seeds, sampling)
+        return student.write(ids_of(student, prompts), seeds, sampling)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +85,7 @@ class _WithTeacher(ABC):
         self,
         student: Speaking,
         teachers: Mapping[str, Any],
-        prompts: Sequence[Sequence[int]],
+        prompts: Sequence[Sample],
         seeds: Sequence[int],
         sampling: Sampling,
     ) -> Sequence[Any]:
@@ -116,7 +123,7 @@ class _WithTeacher(ABC):
 
         # What comes out is softened already.
         drawn = replace(sampling, temperature=1.0) if sampling.temperature else sampling
-        return student.write(prompts, seeds, drawn, shift)
+        return student.write(ids_of(student, prompts), seeds, drawn, shift)
 
 
 @register("speaker", "mixed")

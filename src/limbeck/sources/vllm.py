@@ -17,8 +17,9 @@ from torch import Tensor
 from limbeck.core.errors import RecipeError
 from limbeck.core.protocols import Speaking
 from limbeck.core.registry import register
-from limbeck.core.types import Sampling
+from limbeck.core.types import Sample, Sampling
 from limbeck.models.writing import Continuation
+from limbeck.sources.speakers import ids_of
 
 
 @register("speaker", "vllm")
@@ -75,15 +76,15 @@ class VLLMWriter:
         self,
         student: Speaking,
         teachers: Mapping[str, Any],
-        prompts: Sequence[Sequence[int]],
+        prompts: Sequence[Sample],
         seeds: Sequence[int],
         sampling: Sampling,
     ) -> Sequence[Continuation]:
         """Continue each prompt with the student's present weights."""
-        del student, teachers
+        del teachers
         if self.steps >= self.spec.every:
             self._take_weights()
-        asked = [{"prompt_token_ids": list(prompt)} for prompt in prompts]
+        asked = [{"prompt_token_ids": ids} for ids in ids_of(student, prompts)]
         settings = [
             self.parameters(
                 n=1,

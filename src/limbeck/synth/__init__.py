@@ -22,6 +22,7 @@ from limbeck.synth.revise import Revise
 from limbeck.synth.rewrite import Rewrite
 from limbeck.synth.self_instruct import SelfInstruct
 from limbeck.synth.step_by_step import TwoTasks
+from limbeck.synth.teacher_speaker import TeacherSpeaker
 from limbeck.synth.verify import Verify
 from limbeck.synth.weights import Weights
 
@@ -47,6 +48,7 @@ __all__ = [
     "Rewrite",
     "SelfInstruct",
     "Split",
+    "TeacherSpeaker",
     "TwoTasks",
     "Verify",
     "Weights",
