@@ -212,7 +212,7 @@ class RolloutStream:
         if self.student is None:
             raise RuntimeError("rollouts need a student: call bind() first")
         began = time.perf_counter()
-        spec, student = self.spec, self.student
+        spec = self.spec
         sampling = Sampling(
             max_tokens=spec.max_tokens,
             temperature=spec.temperature,
