@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 QUIET := --quiet --disable-pip-version-check
 
-BENCHMARKS := fused_loss train_step loss_scaling cache_size cache_quality plan_accuracy method_memory vocabularies teacher_certainty \
+BENCHMARKS := fused_loss train_step on_policy loss_scaling cache_size cache_quality plan_accuracy method_memory vocabularies teacher_certainty \
 	white_box cross_tokenizer own_words reasoning reasoning_budget continual ledger server_load verifiers palm_rationales duplicates table
 
 .PHONY: help setup demo test check docs bench clean

@@ -69,10 +69,11 @@ def main() -> None:
         one_seed(seed, student(rows, seed, steps, folder), counts)
         for seed in range(1 if arguments.quick else arguments.seeds)
     ]
-    print(table(found))
+    values = {"environment": environment(), "date": now(), "seeds": found}
+    print(table(values))
     if not arguments.quick:
-        values = {"environment": environment(), "date": now(), "seeds": found}
         RESULTS.write_text(json.dumps(values, indent=1) + "\n")
+        plot(found, RESULTS.with_suffix(".png"))
 
 
 def student(rows: str, seed: int, steps: int, folder: Path) -> Path:
@@ -150,8 +151,33 @@ def answered(writer: LocalWriter, part: Sequence[Problem], tag: str) -> Answers:
     return right, [float(1 + (reply.completion_tokens or 0)) for reply in replies]
 
 
-def table(found: Sequence[dict[str, Any]]) -> str:
+def plot(found: Sequence[dict[str, Any]], path: Path) -> None:
+    """Each seed's curve from never to always, and the chord that a choice by lot moves along."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.add_subplot(xlabel="tokens an answer", ylabel="accuracy, %")
+    for number, one in enumerate(one for one in found if "points" in one):
+        tokens, right = zip(*one["points"], strict=True)
+        (line,) = axes.plot(tokens, [100 * r for r in right], label=f"seed {one['seed']}")
+        ends = [one[name] for name in ("never", "always")]
+        axes.plot(
+            [end["tokens"] for end in ends],
+            [100 * end["accuracy"] for end in ends],
+            color=line.get_color(),
+            linestyle=":",
+            label="by lot" if number == 0 else None,
+        )
+        chosen = one["chosen"]
+        axes.plot(chosen["tokens"], 100 * chosen["accuracy"], "o", color=line.get_color())
+    axes.set_title("Reasoning where a classifier of the question says that it helps")
+    axes.legend()
+    figure.savefig(path, dpi=150)
+
+
+def table(results: dict[str, Any]) -> str:
     """A line for each seed, and what may be said."""
+    found: Sequence[dict[str, Any]] = results["seeds"]
 
     def interval(one: dict[str, Any], name: str) -> str:
         low, high = one[f"{name}95"]

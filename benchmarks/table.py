@@ -71,20 +71,32 @@ def _loss_cell(row: dict[str, Any] | None) -> str:
 
 
 def train_step_table(results: dict[str, Any]) -> str:
-    """Trainers down, vocabularies across: steps a second, and the process's peak memory."""
+    """The trainers on given text."""
     from trainers import TRAINERS
 
+    return _trainers_table(results, {name: title for name, (title, _) in TRAINERS.items()})
+
+
+def on_policy_table(results: dict[str, Any]) -> str:
+    """The trainers on what the student writes."""
+    from on_policy import TRAINERS
+
+    return _trainers_table(results, {name: title for name, (title, _) in TRAINERS.items()})
+
+
+def _trainers_table(results: dict[str, Any], titles: dict[str, str]) -> str:
+    """Trainers down, vocabularies across: steps a second, and the process's peak memory."""
     rows = [row for row in results["rows"] if not _absent(row)]
     sizes = sorted({row["size"]["vocabulary"] for row in rows})
     found = {(row["trainer"], row["size"]["vocabulary"]): row for row in rows}
     lines = [
         [title, *(_step_cell(found.get((name, size))) for size in sizes)]
-        for name, (title, _) in TRAINERS.items()
+        for name, title in titles.items()
         if any((name, size) in found for size in sizes)
     ]
     absent = {row["trainer"] for row in results["rows"] if _absent(row)}
     table = markdown(["trainer", *(f"V = {size:,}" for size in sizes)], lines)
-    return table + _note(TRAINERS[name][0] for name in absent)
+    return table + _note(titles[name] for name in absent)
 
 
 def _step_cell(row: dict[str, Any] | None) -> str:
@@ -93,7 +105,8 @@ def _step_cell(row: dict[str, Any] | None) -> str:
     if "steps_per_second" not in row or "error" in row:
         return row.get("left_out") or "failed"
     rate = row["steps_per_second"]
-    return f"{rate:.{0 if rate > 10 else 2}f} steps/s, {row['peak_bytes'] / 1e6:,.0f} MB"
+    cell = f"{rate:.{0 if rate > 10 else 2}f} steps/s, {row['peak_bytes'] / 1e6:,.0f} MB"
+    return cell + (f", writing {row['writing_share']:.0%}" if row.get("written_per_step") else "")
 
 
 def _error_cell(row: dict[str, Any] | None) -> str:
@@ -105,6 +118,7 @@ def _error_cell(row: dict[str, Any] | None) -> str:
 TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "fused_loss": fused_loss_table,
     "train_step": train_step_table,
+    "on_policy": on_policy_table,
 }
 
 
@@ -162,6 +176,7 @@ TABLES |= {
     "cross_tokenizer": cross_tokenizer_table,
     "own_words": of_script("own_words"),
     "reasoning": of_script("reasoning"),
+    "reasoning_budget": of_script("reasoning_budget"),
     "server_load": of_script("server_load"),
     "continual": of_script("continual"),
 }
@@ -210,6 +225,7 @@ COMPARISONS = {
     "white_box": "methods.md",
     "own_words": "methods/own_words.md",
     "reasoning": "dasd.md",
+    "reasoning_budget": "adaptive.md",
     "server_load": "server.md",
     "continual": "continual.md",
 }

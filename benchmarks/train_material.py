@@ -1,13 +1,15 @@
-"""What the trainers of `train_step.py` learn from: a tokenizer, two random models, rows of words.
+"""What the trainers learn from: a tokenizer, two random models, rows of words.
 
 Each row is exactly `prompt` + `completion` tokens long, the end-of-sequence token included, whoever
 renders it: so tokens and learnt tokens of a step are the same for everyone, and no one pads.
+Where the student writes, `endless` models do the same: they never draw the end of the sequence.
 """
 
 import json
 import random
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,11 @@ TEMPLATE = (
 """A conversation as the plain text, so that chat trainers and plain ones see the same tokens."""
 
 
-def write_material(folder: Path, size: Size, rows: int) -> None:
+ENDLESS_LOGIT = -50.0
+"""About what the end of the sequence has for a logit in models that never end."""
+
+
+def write_material(folder: Path, size: Size, rows: int, *, endless: bool = False) -> None:
     """Write `teacher/`, `student/` (with their tokenizer) and `rows.jsonl` into `folder`."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
@@ -62,7 +68,10 @@ def write_material(folder: Path, size: Size, rows: int) -> None:
             eos_token_id=2,
             pad_token_id=0,
         )
-        LlamaForCausalLM(config).save_pretrained(folder / name)
+        model = LlamaForCausalLM(config)
+        if endless:
+            never_end(model)
+        model.save_pretrained(folder / name)
         tokenizer.save_pretrained(folder / name)
     words = [w for w in tokenizer.get_vocab() if w.startswith("\u0120") and w[1:].isalpha()]
     with (folder / "rows.jsonl").open("w") as file:
@@ -71,6 +80,23 @@ def write_material(folder: Path, size: Size, rows: int) -> None:
             prompt, completion = "".join(drawn[: size.prompt]), "".join(drawn[size.prompt :])
             assert len(tokenizer(prompt + completion)["input_ids"]) == len(drawn)
             file.write(json.dumps({"prompt": prompt, "completion": completion}) + "\n")
+
+
+def never_end(model: Any) -> None:
+    """Make the end of the sequence too unlikely to be drawn, by the weights alone.
+
+    The first number of every hidden state is the same and positive (embeddings bring it, no layer
+    adds to it), and the end's row of the head looks at nothing else.
+    """
+    import torch
+
+    with torch.no_grad():
+        model.model.embed_tokens.weight[:, 0] = model.config.initializer_range
+        for layer in model.model.layers:
+            layer.self_attn.o_proj.weight[0] = 0
+            layer.mlp.down_proj.weight[0] = 0
+        model.lm_head.weight[model.config.eos_token_id] = 0
+        model.lm_head.weight[model.config.eos_token_id, 0] = ENDLESS_LOGIT
 
 
 def make_tokenizer(draw: random.Random):

@@ -23,15 +23,17 @@ import resource
 import statistics
 import sys
 import tempfile
-from dataclasses import asdict, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from clock import Clock
 from environment import destination, environment, load, now
 from measure import answer, in_fresh_process
 from table import train_step_table
 from train_material import Size, write_material
-from trainers import SEQUENCES, TRAINERS, Clock
+from trainers import SEQUENCES, TRAINERS, Maker
 
 RESULTS = Path(__file__).with_name("results") / "train_step.json"
 
@@ -45,13 +47,37 @@ QUICK = replace(SIZES[0], warm_up=5, steps=20)
 TIMEOUT_SECONDS = 900.0
 
 
-def measure_trainer(trainer: str, folder: Path, size: Size) -> dict[str, Any]:
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """Trainers beside each other, as a script of its own.
+
+    Attributes:
+        script: that starts itself again for each trainer.
+        about: what its `--help` says.
+        trainers: title and maker, by name.
+        sizes: what they run on.
+        quick: what they run on for a look.
+        results: where the figures go.
+        table: makes Markdown of them.
+        writes: the student writes what is learnt.
+    """
+
+    script: str
+    about: str | None
+    trainers: Mapping[str, tuple[str, Maker]]
+    sizes: Sequence[Size]
+    quick: Sequence[Size]
+    results: Path
+    table: Callable[[dict[str, Any]], str]
+    writes: bool = False
+
+
+def measure_trainer(title: str, make: Maker, folder: Path, size: Size) -> dict[str, Any]:
     """Train in this process; `folder` holds models and rows."""
     import torch
 
     torch.set_num_threads(1)
     clock, warm_up, steps = Clock(), size.warm_up, size.steps
-    title, make = TRAINERS[trainer]
     try:
         made = make(folder, size, clock)
     except ImportError as error:
@@ -62,7 +88,8 @@ def measure_trainer(trainer: str, folder: Path, size: Size) -> dict[str, Any]:
     if len(each) != steps:
         return {"error": f"{title}: {len(clock.times)} steps seen, {warm_up + steps} asked for"}
     worked = clock.processor_times[warm_up - 1 : warm_up + steps]
-    positions = clock.positions[warm_up : warm_up + steps]
+    timed = slice(warm_up, warm_up + steps)
+    positions = clock.positions[timed]
     return {
         "steps": steps,
         "seconds": sum(each),
@@ -72,31 +99,37 @@ def measure_trainer(trainer: str, folder: Path, size: Size) -> dict[str, Any]:
         "processor_share": (worked[-1] - worked[0]) / sum(each),
         "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         "positions_per_step": [min(positions), max(positions)],
+        "written_per_step": sum(clock.written[timed]) / steps,
+        "writing_share": sum(clock.writing[timed]) / sum(each),
     }
 
 
-def run_one(trainer: str, size: Size, folder: Path, cores: int) -> dict[str, Any]:
+def run_one(
+    comparison: Comparison, trainer: str, size: Size, folder: Path, cores: int
+) -> dict[str, Any]:
     """One row of the results, in a fresh process and folder."""
     row = {"trainer": trainer, "size": asdict(size), "cores": cores, "date": now(), "load": load()}
     job = {"trainer": trainer, "folder": str(folder), "size": asdict(size)}
-    found = {**row, **in_fresh_process(__file__, job, TIMEOUT_SECONDS, cores)}
+    found = {**row, **in_fresh_process(comparison.script, job, TIMEOUT_SECONDS, cores)}
     expected = SEQUENCES * (size.prompt + size.completion)
     if found.get("positions_per_step", [expected] * 2) != [expected] * 2:
         found["error"] = f"saw {found['positions_per_step']} positions a step, not {expected}"
+    expected = SEQUENCES * size.completion if comparison.writes else 0
+    if found.get("written_per_step", expected) != expected:
+        found["error"] = f"wrote {found['written_per_step']} tokens a step, not {expected}"
     return found
 
 
-def arguments() -> argparse.Namespace:
+def arguments(comparison: Comparison) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=comparison.about, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--trainer", action="append", choices=list(TRAINERS))
-    parser.add_argument(
-        "--vocabulary", action="append", type=int, choices=[size.vocabulary for size in SIZES]
-    )
+    parser.add_argument("--trainer", action="append", choices=list(comparison.trainers))
+    vocabularies = [size.vocabulary for size in comparison.sizes]
+    parser.add_argument("--vocabulary", action="append", type=int, choices=vocabularies)
     parser.add_argument("--cores", type=int, default=1, help="that the process may use (1)")
-    parser.add_argument("--quick", action="store_true", help="few steps, V = 1,000, not written")
+    parser.add_argument("--quick", action="store_true", help="few steps, not written")
     parser.add_argument("--out", type=Path, help="the JSON file")
     parser.add_argument("--update", action="store_true", help="keep its other rows")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
@@ -118,33 +151,46 @@ def say(row: dict[str, Any]) -> None:
     )
 
 
-def main() -> int:
+def compare(comparison: Comparison) -> int:
     """Run what is asked for, write it down after each row, and print the table."""
-    options = arguments()
+    options = arguments(comparison)
     if options.worker:
         job = json.loads(options.worker)
-        answer(measure_trainer(job["trainer"], Path(job["folder"]), Size(**job["size"])))
+        title, make = comparison.trainers[job["trainer"]]
+        answer(measure_trainer(title, make, Path(job["folder"]), Size(**job["size"])))
         return 0
-    out = None if options.quick else destination(options.out, RESULTS)
+    out = None if options.quick else destination(options.out, comparison.results)
     rows: list[dict[str, Any]] = []
     if options.update and out and out.exists():
         rows = json.loads(out.read_text())["rows"]
     results = {"environment": environment(), "rows": rows}
-    asked = options.vocabulary or [size.vocabulary for size in SIZES]
-    for size in [QUICK] if options.quick else [s for s in SIZES if s.vocabulary in asked]:
-        for trainer in options.trainer or list(TRAINERS):
+    sizes = comparison.quick if options.quick else comparison.sizes
+    for size in [s for s in sizes if s.vocabulary in (options.vocabulary or [s.vocabulary])]:
+        for trainer in options.trainer or list(comparison.trainers):
             with tempfile.TemporaryDirectory() as folder:
-                write_material(Path(folder), size, SEQUENCES * (size.warm_up + size.steps + 32))
-                row = run_one(trainer, size, Path(folder), options.cores)
+                count = SEQUENCES * (size.warm_up + size.steps + 32)
+                write_material(Path(folder), size, count, endless=comparison.writes)
+                row = run_one(comparison, trainer, size, Path(folder), options.cores)
             say(row)
             key = (trainer, row["size"])
             rows[:] = [r for r in rows if (r["trainer"], r["size"]) != key] + [row]
             if out:
                 out.parent.mkdir(exist_ok=True)
                 out.write_text(json.dumps(results, indent=1) + "\n")
-    print("\n" + train_step_table(results))
+    print("\n" + comparison.table(results))
     return 1 if any("error" in row for row in rows) else 0
 
 
+TRAIN_STEP = Comparison(
+    script=__file__,
+    about=__doc__,
+    trainers=TRAINERS,
+    sizes=SIZES,
+    quick=[QUICK],
+    results=RESULTS,
+    table=train_step_table,
+)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(compare(TRAIN_STEP))

@@ -1,4 +1,4 @@
-"""The trainers that `train_step.py` measures: TRL's, and ours.
+"""The trainers that `train_step.py` and `on_policy.py` measure: TRL's, and ours.
 
 What is set besides the sizes, and whom it helps:
 - TRL: `gradient_checkpointing=False` and `bf16=False` (its defaults recompute every layer and
@@ -7,45 +7,22 @@ What is set besides the sizes, and whom it helps:
   Ours: a line of metrics every step, no evaluation, one checkpoint at the end.
 - SFT tokenizes before it trains, GKD and GOLD tokenize while they train, as does limbeck.
   `gkd-tokenized` is GKD with rows that were tokenized beforehand.
-- TRL's DistillationTrainer generates by design; here a subclass gives it the rows' completions,
-  tokenized beforehand, so it neither generates nor tokenizes.
+- TRL's DistillationTrainer generates by design; in `train_step.py` a subclass gives it the rows'
+  completions, tokenized beforehand, so it neither generates nor tokenizes.
 - All: AdamW in float32, clipping at 1, constant or decaying rate (costs nothing), forward KL
   (beta 0) at temperature 1.
 """
 
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from clock import Clock
 from train_material import Size, read_rows
 
 SEQUENCES = 4
 
 RATE = 3e-4
-
-
-class Clock:
-    """When each step ended, by wall and by processor, and the positions the student saw in it."""
-
-    def __init__(self) -> None:
-        self.times: list[float] = []
-        self.processor_times: list[float] = []
-        self.positions: list[int] = [0]
-
-    def watch(self, student: Any) -> None:
-        """Count the positions that pass the student's embedding."""
-
-        def count(_: Any, inputs: tuple[Any, ...], __: Any) -> None:
-            self.positions[-1] += inputs[0].numel()
-
-        student.get_input_embeddings().register_forward_hook(count)
-
-    def tick(self) -> None:
-        """A step has ended, with all that belongs to it."""
-        self.times.append(time.perf_counter())
-        self.processor_times.append(time.process_time())
-        self.positions.append(0)
 
 
 def trl_settings(folder: Path, size: Size) -> dict[str, Any]:
@@ -115,8 +92,10 @@ def trl_sft(folder: Path, size: Size, clock: Clock) -> Any:
     )
 
 
-def trl_gkd(folder: Path, size: Size, clock: Clock, *, tokenized: bool = False) -> Any:
-    """TRL's GKD on the rows as they are (lmbda 0)."""
+def trl_gkd(
+    folder: Path, size: Size, clock: Clock, *, tokenized: bool = False, writes: bool = False
+) -> Any:
+    """TRL's GKD on the rows as they are (lmbda 0), or on what the student writes (lmbda 1)."""
     from trl.experimental.gkd import GKDConfig, GKDTrainer
 
     parts = trl_parts(folder, clock)
@@ -125,7 +104,13 @@ def trl_gkd(folder: Path, size: Size, clock: Clock, *, tokenized: bool = False) 
         rows = _tokenized(folder, size, parts["processing_class"])
     return GKDTrainer(
         teacher_model=trl_teacher(folder),
-        args=GKDConfig(**trl_settings(folder, size), lmbda=0.0, beta=0.0, temperature=1.0),
+        args=GKDConfig(
+            **trl_settings(folder, size),
+            lmbda=float(writes),
+            beta=0.0,
+            temperature=1.0,
+            max_new_tokens=size.completion,
+        ),
         train_dataset=rows,
         **parts,
     )
@@ -169,8 +154,11 @@ def trl_gold(folder: Path, size: Size, clock: Clock, *, uld: bool = False) -> An
     )
 
 
-def trl_distillation(folder: Path, size: Size, clock: Clock) -> Any:
-    """TRL's DistillationTrainer (tiled loss), its generation replaced by the rows' completions."""
+def trl_distillation(folder: Path, size: Size, clock: Clock, *, writes: bool = False) -> Any:
+    """TRL's DistillationTrainer (tiled loss), its generation replaced by the rows' completions.
+
+    Unless it `writes`, which it does in the manner of TRL's other trainers.
+    """
     from datasets import Dataset
     from trl import DistillationConfig, DistillationTrainer
 
@@ -190,9 +178,11 @@ def trl_distillation(folder: Path, size: Size, clock: Clock) -> Any:
             ids = [known[prompt] for prompt in prompts]
             return [p for p, _ in ids], [c for _, c in ids], None, None, []
 
-    return OffPolicy(
+    return (DistillationTrainer if writes else OffPolicy)(
         teacher_model=trl_teacher(folder),
-        args=DistillationConfig(**trl_settings(folder, size), beta=0.0),
+        args=DistillationConfig(
+            **trl_settings(folder, size), beta=0.0, max_completion_length=size.completion
+        ),
         train_dataset=Dataset.from_list([{"prompt": row["prompt"]} for row in rows]),
         **parts,
     )
@@ -233,7 +223,8 @@ class Ours:
 
         def ticking(trainer: Any) -> dict[str, float]:
             if not watched:
-                clock.watch(trainer.student.transformer)
+                teachers = [reader.transformer for reader in trainer.readers.values()]
+                clock.watch(trainer.student.transformer, *teachers)
                 watched.append(trainer)
             else:
                 clock.tick()
@@ -243,12 +234,16 @@ class Ours:
         limbeck.run(self.recipe, self.out)
 
 
-def ours(*, teacher: bool) -> Callable[[Path, Size, Clock], Any]:
+Maker = Callable[[Path, Size, Clock], Any]
+"""Makes a trainer of the material, with a `train` that lets the clock tick."""
+
+
+def ours(*, teacher: bool) -> Maker:
     """limbeck with forward KL and cross-entropy, or with cross-entropy alone."""
     return lambda folder, size, clock: Ours(folder, size, clock, teacher=teacher)
 
 
-TRAINERS: dict[str, tuple[str, Callable[[Path, Size, Clock], Any]]] = {
+TRAINERS: dict[str, tuple[str, Maker]] = {
     "trl-sft": ("TRL SFT (no teacher)", trl_sft),
     "trl-gkd": ("TRL GKD, forward KL", trl_gkd),
     "trl-gkd-tokenized": (

@@ -22,6 +22,9 @@ Shift = Callable[[Tensor, Tensor], Tensor]
 BATCH = 64
 """Prompts that are continued together."""
 
+CACHED = 1 << 18
+"""Logits that a processor looks at together: what is made of them on the way stays in its cache."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Draft:
@@ -191,22 +194,33 @@ class Draw:
         self._top: list[tuple[Tensor, Tensor]] = []
 
     def __call__(self, input_ids: Tensor, logits: Tensor) -> Tensor:
-        """[b, v] scores that are minus infinity but for the token that was drawn."""
+        """[b, v] the logits, overwritten: minus infinity but for the token that was drawn."""
         del input_ids
         logits = logits.float()
         if self.uniform is None:
             drawn = logits.argmax(-1, keepdim=True)
         else:
             uniform = self.uniform[self.step].to(logits.device)[:, None]
-            drawn = pick(logits / self.sampling.temperature, uniform, self.sampling.top_p)
+            heat, top_p = self.sampling.temperature, self.sampling.top_p
+            drawn = torch.cat([pick(x, u, top_p, heat) for x, u in _pieces(logits, uniform)])
         self.step += 1
         if self.sampling.scores is not None:
-            logp = logits.log_softmax(-1)
-            self._logp.append(logp.gather(-1, drawn).squeeze(-1))
-            if self.sampling.scores:
-                top = logp.topk(min(self.sampling.scores, logp.shape[-1]))
-                self._top.append((top.indices, top.values))
-        return torch.full_like(logits, -torch.inf).scatter_(-1, drawn, 0.0)
+            self._note(logits, drawn, self.sampling.scores)
+        return logits.fill_(-torch.inf).scatter_(-1, drawn, 0.0)
+
+    def _note(self, logits: Tensor, drawn: Tensor, k: int) -> None:
+        chosen: list[Tensor] = []
+        top: list[tuple[Tensor, Tensor]] = []
+        for part, token in _pieces(logits, drawn):
+            logp = part.log_softmax(-1)
+            chosen.append(logp.gather(-1, token).squeeze(-1))
+            if k:
+                values, indices = logp.topk(min(k, logp.shape[-1]))
+                top.append((indices, values))
+        self._logp.append(torch.cat(chosen))
+        if top:
+            indices, values = zip(*top, strict=True)
+            self._top.append((torch.cat(indices), torch.cat(values)))
 
     def scores(
         self, row: int, length: int
@@ -222,25 +236,36 @@ class Draw:
         return logp, top
 
 
-def pick(logits: Tensor, uniform: Tensor, top_p: float) -> Tensor:
+def _pieces(logits: Tensor, beside: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """A few lines at a time of both; all of them where no processor's cache is at stake."""
+    lines = max(1, CACHED // logits.shape[-1]) if logits.device.type == "cpu" else len(logits)
+    if lines >= len(logits):
+        return iter([(logits, beside)])
+    return zip(logits.split(lines), beside.split(lines), strict=True)
+
+
+def pick(logits: Tensor, uniform: Tensor, top_p: float, heat: float = 1.0) -> Tensor:
     """[b, 1] the token in whose stretch of the cumulated probabilities the number falls.
 
     Args:
         logits: [b, v].
         uniform: [b, 1] in [0, 1).
         top_p: only the likeliest tokens that have this probability together.
+        heat: temperature, above 0.
     """
     order = None
-    probability = logits.softmax(-1)
+    probability = (logits if heat == 1 else logits / heat).softmax(-1)
     if top_p < 1:
         probability, order = probability.sort(dim=-1, descending=True, stable=True)
         before = probability.cumsum(-1) - probability
         probability = probability.masked_fill(before >= top_p, 0.0)  # the first always stays
-    total = probability.double().cumsum(-1)
+    total = probability.double().cumsum_(-1)
     place = torch.searchsorted(total, uniform.double() * total[:, -1:], right=True)
     # Rounding must not choose a token behind the last one that has a probability.
-    final = (probability > 0).int().cumsum(-1).argmax(-1, keepdim=True)
-    place = torch.minimum(place, final)
+    place = place.clamp_(max=probability.shape[-1] - 1)
+    if not bool((probability.gather(-1, place) > 0).all()):
+        final = (probability > 0).int().cumsum(-1).argmax(-1, keepdim=True)
+        place = torch.minimum(place, final)
     return place if order is None else order.gather(-1, place)
 
 
