@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from limbeck.core.specs import LocalTeacher
 from limbeck.core.types import Sample, Sampling, Turn
+from limbeck.models.drawing import pick
 from limbeck.models.load import load_teacher
 from limbeck.models.taps import inside
-from limbeck.models.writing import pick
 
 
 @pytest.fixture(scope="module")

@@ -6,10 +6,9 @@ import pytest
 import torch
 
 from limbeck.core.errors import RecipeError
-from limbeck.core.specs import LocalTeacher
 from limbeck.core.types import Sample, Sampling, Turn
 from limbeck.models.load import load_student, load_teacher
-from limbeck.sources.speakers import Beside, MixedSpeaker, SpeculativeSpeaker, StudentSpeaker
+from limbeck.sources.speakers import MixedSpeaker, SpeculativeSpeaker, StudentSpeaker
 
 CPU = torch.device("cpu")
 SAMPLING = Sampling(max_tokens=10, temperature=1.0, scores=0)
@@ -24,23 +23,6 @@ def models(make_recipe):
 
 def asked(*texts):
     return [Sample(id="1", turns=(Turn(text=text),)) for text in texts]
-
-
-def test_a_second_model_follows_the_text_as_it_grows(models):
-    """What it says with its cache, and padding on the left, is what it says of each whole text."""
-    _, teachers = models
-    teacher = teachers["big"]
-    short, long = [5, 6, 7], [9, 8, 7, 6, 5, 4]
-    ids = torch.tensor([[0, 0, 0, *short], long])
-    beside = Beside(teacher, torch.tensor([[0, 0, 0, 1, 1, 1], [1] * 6]))
-    for more in ([], [11, 12], [13, 14], [15, 16]):
-        if more:
-            ids = torch.cat([ids, torch.tensor(more)[:, None]], 1)
-        heard = beside(ids)
-        for row, skip in ((0, 3), (1, 0)):
-            with torch.no_grad():
-                whole = teacher.transformer(ids[row : row + 1, skip:]).logits[0, -1]
-            assert torch.allclose(heard[row], whole, atol=1e-4)
 
 
 def test_mixed_draws_from_the_mixture():
@@ -105,27 +87,3 @@ def test_a_teacher_that_cannot_write_along_is_refused(models, tmp_path):
     other = SimpleNamespace(transformer=None, vocabulary="another")
     with pytest.raises(RecipeError, match="another tokenizer"):
         MixedSpeaker(teacher="t").write(student, {"t": other}, prompts, [1], SAMPLING)
-
-
-def test_positions_count_from_the_first_word(tokenizer, tmp_path):
-    """GPT-2 learns a vector for each position, so padding must not count."""
-    from transformers import AutoModelForCausalLM, GPT2Config
-
-    torch.manual_seed(0)
-    config = GPT2Config(
-        vocab_size=len(tokenizer),
-        n_embd=16,
-        n_layer=2,
-        n_head=2,
-        n_positions=32,
-        bos_token_id=1,
-        eos_token_id=2,
-    )
-    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
-    tokenizer.save_pretrained(tmp_path)
-    model = load_teacher(LocalTeacher(name=str(tmp_path)), CPU, 32)
-    heard = Beside(model, torch.tensor([[0, 0, 1, 1]]))(torch.tensor([[0, 0, 7, 8]]))
-    with torch.no_grad():
-        assert torch.allclose(
-            heard[0], model.transformer(torch.tensor([[7, 8]])).logits[0, -1], atol=1e-5
-        )

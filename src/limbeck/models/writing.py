@@ -4,16 +4,17 @@ What is drawn for a prompt depends on its own seed alone, not on what stands bes
 So an answer that is asked for again comes out the same, whatever else is asked for.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase, StopStringCriteria
 
 from limbeck.core.types import Sampling
+from limbeck.models.drawing import Draw
+from limbeck.models.following import Follower
 from limbeck.models.taps import inside
 
 Shift = Callable[[Tensor, Tensor], Tensor]
@@ -21,9 +22,6 @@ Shift = Callable[[Tensor, Tensor], Tensor]
 
 BATCH = 64
 """Prompts that are continued together."""
-
-CACHED = 1 << 18
-"""Logits that a processor looks at together: what is made of them on the way stays in its cache."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,23 +100,26 @@ def _batch(
     for row, draft in enumerate(drafts):
         ids[row, width - len(draft.ids) :] = torch.tensor(draft.ids)
         attend[row, width - len(draft.ids) :] = 1
-    ends = end_tokens(transformer, tokenizer)
+    ids, attend = ids.to(device), attend.to(device)
+    follow = Follower(transformer, attend)
+    shifts = [shift(attend)] if shift else []
     draw = Draw([draft.seed for draft in drafts], sampling)
-    options: dict[str, Any] = {}
-    if sampling.stop:
-        options = {"stop_strings": list(sampling.stop), "tokenizer": tokenizer}
-    with _no_habits(transformer):
-        output: Tensor = transformer.generate(
-            input_ids=ids.to(device),
-            attention_mask=attend.to(device),
-            max_new_tokens=sampling.max_tokens,
-            do_sample=False,  # `draw` leaves one token to choose
-            pad_token_id=pad,
-            eos_token_id=ends or None,
-            logits_processor=[*([shift(attend.to(device))] if shift else []), draw],
-            **options,
-        )
-    lines = output[:, width:].tolist()
+    ends = end_tokens(transformer, tokenizer)
+    last = torch.tensor(ends, device=device, dtype=torch.int64)
+    stop: Any = StopStringCriteria(tokenizer, list(sampling.stop)) if sampling.stop else None
+    going = torch.ones(len(drafts), 1, dtype=torch.bool, device=device)
+    for _ in range(sampling.max_tokens):
+        logits = follow(ids)
+        for change in shifts:
+            logits = change(ids, logits)
+        drawn = draw(logits).masked_fill_(~going, pad)
+        ids = torch.cat([ids, drawn], 1)
+        going &= ~torch.isin(drawn, last)
+        if stop is not None:
+            going &= ~stop(ids, None)[:, None]
+        if not bool(going.any()):
+            break
+    lines = ids[:, width:].tolist()
     return [
         _written(tokenizer, draft.ids, line, draw, row, set(ends), sampling)
         for row, (draft, line) in enumerate(zip(drafts, lines, strict=True))
@@ -129,7 +130,7 @@ def _written(
     tokenizer: PreTrainedTokenizerBase,
     prompt: Sequence[int],
     line: list[int],
-    draw: "Draw",
+    draw: Draw,
     row: int,
     ends: set[int],
     sampling: Sampling,
@@ -141,7 +142,7 @@ def _written(
     if stops:
         text = text[: min(stops)]
     if last is None and len(line) < sampling.max_tokens:
-        stops = stops or [0]  # the library saw a stop string that the text does not show
+        stops = stops or [0]  # a stop string was seen that the text does not show
     logp, top = draw.scores(row, len(ids))
     return Continuation(
         text=text, ended=last is not None or bool(stops), ids=ids, logp=logp, top=top
@@ -169,113 +170,3 @@ def end_tokens(transformer: Any, tokenizer: PreTrainedTokenizerBase) -> list[int
     listed = own if isinstance(own, list) else [own]
     eos: Any = tokenizer.eos_token_id
     return sorted({token for token in (*listed, eos) if isinstance(token, int)})
-
-
-class Draw:
-    """Leaves of each line's distribution the one token that is drawn; notes what it was worth.
-
-    One uniform number a line and token chooses by the cumulated probabilities, so that a line's
-    draws do not depend on the others'. Temperature 0 takes the likeliest.
-
-    Args:
-        seeds: one for each line.
-        sampling: temperature, `top_p`, `max_tokens` and `scores`.
-    """
-
-    def __init__(self, seeds: Sequence[int], sampling: Sampling) -> None:
-        self.sampling = sampling
-        draws = [
-            torch.rand(sampling.max_tokens, generator=torch.Generator().manual_seed(seed))
-            for seed in (seeds if sampling.temperature > 0 else ())
-        ]
-        self.uniform = torch.stack(draws, 1) if draws else None
-        self.step = 0
-        self._logp: list[Tensor] = []
-        self._top: list[tuple[Tensor, Tensor]] = []
-
-    def __call__(self, input_ids: Tensor, logits: Tensor) -> Tensor:
-        """[b, v] the logits, overwritten: minus infinity but for the token that was drawn."""
-        del input_ids
-        logits = logits.float()
-        if self.uniform is None:
-            drawn = logits.argmax(-1, keepdim=True)
-        else:
-            uniform = self.uniform[self.step].to(logits.device)[:, None]
-            heat, top_p = self.sampling.temperature, self.sampling.top_p
-            drawn = torch.cat([pick(x, u, top_p, heat) for x, u in _pieces(logits, uniform)])
-        self.step += 1
-        if self.sampling.scores is not None:
-            self._note(logits, drawn, self.sampling.scores)
-        return logits.fill_(-torch.inf).scatter_(-1, drawn, 0.0)
-
-    def _note(self, logits: Tensor, drawn: Tensor, k: int) -> None:
-        chosen: list[Tensor] = []
-        top: list[tuple[Tensor, Tensor]] = []
-        for part, token in _pieces(logits, drawn):
-            logp = part.log_softmax(-1)
-            chosen.append(logp.gather(-1, token).squeeze(-1))
-            if k:
-                values, indices = logp.topk(min(k, logp.shape[-1]))
-                top.append((indices, values))
-        self._logp.append(torch.cat(chosen))
-        if top:
-            indices, values = zip(*top, strict=True)
-            self._top.append((torch.cat(indices), torch.cat(values)))
-
-    def scores(
-        self, row: int, length: int
-    ) -> tuple[list[float] | None, list[list[tuple[int, float]]]]:
-        """The log-probabilities of a line's first tokens, and the likeliest at each place."""
-        if self.sampling.scores is None:
-            return None, []
-        logp = [float(values[row]) for values in self._logp[:length]]
-        top = [
-            list(zip(ids[row].tolist(), values[row].tolist(), strict=True))
-            for ids, values in self._top[:length]
-        ]
-        return logp, top
-
-
-def _pieces(logits: Tensor, beside: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """A few lines at a time of both; all of them where no processor's cache is at stake."""
-    lines = max(1, CACHED // logits.shape[-1]) if logits.device.type == "cpu" else len(logits)
-    if lines >= len(logits):
-        return iter([(logits, beside)])
-    return zip(logits.split(lines), beside.split(lines), strict=True)
-
-
-def pick(logits: Tensor, uniform: Tensor, top_p: float, heat: float = 1.0) -> Tensor:
-    """[b, 1] the token in whose stretch of the cumulated probabilities the number falls.
-
-    Args:
-        logits: [b, v].
-        uniform: [b, 1] in [0, 1).
-        top_p: only the likeliest tokens that have this probability together.
-        heat: temperature, above 0.
-    """
-    order = None
-    probability = (logits if heat == 1 else logits / heat).softmax(-1)
-    if top_p < 1:
-        probability, order = probability.sort(dim=-1, descending=True, stable=True)
-        before = probability.cumsum(-1) - probability
-        probability = probability.masked_fill(before >= top_p, 0.0)  # the first always stays
-    total = probability.double().cumsum_(-1)
-    place = torch.searchsorted(total, uniform.double() * total[:, -1:], right=True)
-    # Rounding must not choose a token behind the last one that has a probability.
-    place = place.clamp_(max=probability.shape[-1] - 1)
-    if not bool((probability.gather(-1, place) > 0).all()):
-        final = (probability > 0).int().cumsum(-1).argmax(-1, keepdim=True)
-        place = torch.minimum(place, final)
-    return place if order is None else order.gather(-1, place)
-
-
-@contextmanager
-def _no_habits(transformer: Any) -> Iterator[None]:
-    """Without the defaults that come with a model, such as a repetition penalty."""
-    base = inside(transformer)
-    own = base.generation_config
-    base.generation_config = GenerationConfig()
-    try:
-        yield
-    finally:
-        base.generation_config = own

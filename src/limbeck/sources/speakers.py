@@ -9,7 +9,6 @@ temperature. The last two draw from one distribution that is known in closed for
 log-probabilities are those of what was drawn.
 """
 
-import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -23,6 +22,7 @@ from limbeck.core.errors import RecipeError
 from limbeck.core.protocols import Speaking
 from limbeck.core.registry import register
 from limbeck.core.types import Sample, Sampling
+from limbeck.models.following import Follower
 
 Share = Annotated[float, Field(gt=0, lt=1)]
 
@@ -108,10 +108,11 @@ class _WithTeacher(ABC):
         heat = sampling.temperature or 1.0
 
         def shift(attend: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
-            beside = Beside(other, attend)
+            reader = getattr(other, "reader", other)
+            follow = Follower(reader.transformer, attend)
 
             def mixed(ids: Tensor, logits: Tensor) -> Tensor:
-                heard = beside(ids).to(logits.device)[:, : logits.shape[1]]
+                heard = follow(ids).to(logits.device)[:, : logits.shape[1]]
                 wide = logits.float()
                 if heard.shape[1] < wide.shape[1]:  # columns that no token uses
                     heard = torch.nn.functional.pad(
@@ -166,42 +167,3 @@ class SpeculativeSpeaker(_WithTeacher):
         accepted = student.masked_fill(~kept, -torch.inf)
         rejected = student.masked_fill(kept, -torch.inf).logsumexp(-1, keepdim=True)
         return torch.logaddexp(accepted, teacher + rejected)
-
-
-class Beside:
-    """A second model that follows a text as it grows, a token at a time, and keeps what it read.
-
-    Args:
-        model: with `transformer`.
-        attend: [b, t] which of the prompts' tokens count; padding is on the left.
-    """
-
-    def __init__(self, model: Any, attend: Tensor) -> None:
-        self.model = getattr(model, "reader", model).transformer
-        self.device = next(self.model.parameters()).device
-        self.attend = attend.to(self.device)
-        self.cache: Any = None
-        self.seen = 0
-        # Transformers gave what is kept another name on the way.
-        base = getattr(self.model, "get_base_model", lambda: self.model)()
-        known = inspect.signature(base.forward).parameters
-        self.keeps = "cache" if "cache" in known else "past_key_values"
-
-    def __call__(self, ids: Tensor) -> Tensor:
-        """[b, v] logits behind the text so far."""
-        ids = ids.to(self.device)
-        more = ids.shape[1] - self.attend.shape[1]
-        if more:
-            grown = self.attend.new_ones(len(ids), more)
-            self.attend = torch.cat([self.attend, grown], 1)
-        positions = (self.attend.cumsum(1) - 1).clamp(min=0)[:, self.seen :]
-        with torch.no_grad():
-            said = self.model(
-                input_ids=ids[:, self.seen :],
-                attention_mask=self.attend,
-                position_ids=positions,
-                use_cache=True,
-                **{self.keeps: self.cache},
-            )
-        self.cache, self.seen = said[self.keeps], ids.shape[1]
-        return said.logits[:, -1].float()

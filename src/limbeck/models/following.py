@@ -1,0 +1,54 @@
+"""A model that follows texts as they grow, a token at a time."""
+
+import inspect
+from typing import Any
+
+import torch
+from torch import Tensor
+
+KEPT = ("cache", "past_key_values")
+"""What transformers calls that which a model keeps of what it has read; it changed its name."""
+
+
+class Follower:
+    """Says what comes next in some texts, again and again, and reads each token only once.
+
+    A model that cannot keep what it has read, or keeps it in a way of its own, reads all anew.
+
+    Args:
+        transformer: a causal language model in evaluation mode. Its forward pass need not know
+            more than `input_ids` and `attention_mask`.
+        attend: [b, t] which of the first tokens count; padding is on the left.
+    """
+
+    def __init__(self, transformer: Any, attend: Tensor) -> None:
+        self.transformer = transformer
+        self.device = next(transformer.parameters()).device
+        self.attend = attend.to(self.device)
+        self.padded = not bool(attend.all())
+        self.seen, self.kept = 0, None
+        base = getattr(transformer, "get_base_model", lambda: transformer)()
+        self.known = inspect.signature(base.forward).parameters
+        self.keeps = next((name for name in KEPT if name in self.known), None)
+
+    def __call__(self, ids: Tensor) -> Tensor:
+        """[b, v] logits behind texts that begin as those of the last call; needs `no_grad`."""
+        ids = ids.to(self.device)
+        if more := ids.shape[1] - self.attend.shape[1]:
+            grown = self.attend.new_ones(len(ids), more)
+            self.attend = torch.cat([self.attend, grown], 1)
+        new = slice(self.seen if self.kept is not None else 0, None)
+        given: dict[str, Any] = {
+            # Without padding every model attends to all that came before.
+            "attention_mask": self.attend if self.padded else None,
+            "position_ids": (self.attend.cumsum(1) - 1).clamp_(min=0)[:, new],
+            "use_cache": self.keeps is not None,
+            "logits_to_keep": 1,
+        }
+        given = {name: value for name, value in given.items() if name in self.known}
+        if self.keeps is not None:
+            given[self.keeps] = self.kept
+        said = self.transformer(input_ids=ids[:, new], **given)
+        if self.keeps is not None:
+            self.kept, self.seen = getattr(said, self.keeps, None), ids.shape[1]
+        return said.logits[:, -1].float()

@@ -1,0 +1,80 @@
+"""A model that keeps what it has read says what it would say of each whole text, whatever it is."""
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from limbeck.core.types import Sampling
+from limbeck.models.following import Follower
+from limbeck.models.writing import Draft, write
+
+SIZES = {
+    "llama": {"num_key_value_heads": 2},
+    "qwen3": {"num_key_value_heads": 2, "head_dim": 8},
+    "mistral": {"num_key_value_heads": 2, "sliding_window": 4},
+    "gemma2": {"num_key_value_heads": 2, "head_dim": 8, "sliding_window": 4},
+    "gemma3_text": {"num_key_value_heads": 2, "head_dim": 8, "sliding_window": 4},
+    "gpt2": {},
+    "opt": {"ffn_dim": 32, "word_embed_proj_dim": 16},
+    "bloom": {},
+    "gpt_neox": {},
+    "phi3": {"num_key_value_heads": 2},
+    "mamba": {"state_size": 4},
+}
+
+
+@pytest.fixture(params=SIZES, scope="module")
+def transformer(request):
+    sizes = {
+        "vocab_size": 60,
+        "hidden_size": 16,
+        "intermediate_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "max_position_embeddings": 64,
+        "pad_token_id": 0,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+    }
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(request.param, **sizes, **SIZES[request.param])
+    return AutoModelForCausalLM.from_config(config).eval()
+
+
+@torch.no_grad()
+def whole(transformer, ids):
+    """[v] what comes behind a text that is read in one go."""
+    return transformer(torch.tensor([ids])).logits[0, -1]
+
+
+@pytest.mark.parametrize("short", [[5, 6, 7], [4, 5, 6, 7, 8, 9]], ids=["padded", "even"])
+def test_with_what_it_keeps_and_padding_it_says_the_same(transformer, short):
+    if transformer.config.model_type == "mamba" and len(short) < 6:
+        pytest.skip("a mamba reads padding as text")
+    long = [9, 8, 7, 6, 5, 4]
+    gap = len(long) - len(short)
+    ids = torch.tensor([[0] * gap + short, long])
+    follow = Follower(transformer, torch.tensor([[0] * gap + [1] * len(short), [1] * 6]))
+    for more in ([], [11, 12], [13, 14], [15, 16], [17, 18]):
+        if more:
+            ids = torch.cat([ids, torch.tensor(more)[:, None]], 1)
+        with torch.no_grad():
+            heard = follow(ids)
+        for row, skip in ((0, gap), (1, 0)):
+            expected = whole(transformer, ids[row, skip:].tolist())
+            torch.testing.assert_close(heard[row], expected, atol=1e-4, rtol=0)
+
+
+@torch.no_grad()
+def test_greedy_text_is_that_of_the_librarys_own_generation(transformer, tokenizer):
+    drafts = [Draft(ids=[5, 6, 7, 8], seed=1), Draft(ids=[9, 8, 7, 6], seed=2)]
+    found = write(transformer, tokenizer, drafts, Sampling(max_tokens=10), pad=0)
+    theirs = transformer.generate(
+        input_ids=torch.tensor([draft.ids for draft in drafts]),
+        attention_mask=torch.ones(2, 4, dtype=torch.int64),
+        max_new_tokens=10,
+        do_sample=False,
+    )[:, 4:].tolist()
+    for one, line in zip(found, theirs, strict=True):
+        assert list(one.ids) == line[: len(one.ids)]
+        assert len(one.ids) == 10 or one.ids[-1] == 2
