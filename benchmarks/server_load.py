@@ -5,7 +5,7 @@
     python benchmarks/server_load.py --part faults
 
 client    requests a second that the mock can answer, asked by bare sockets; the same through
-          limbeck, ledger and all; the share of the limit; memory as it goes
+          limbeck, ledger and all; the share of the limit; processor time; memory as it goes
 faults    10,000 prompts at four rates of faults of all kinds
 budget    256 requests in flight, faults, and a budget that is not enough
 kills     a client that is killed fifty times and started again
@@ -20,6 +20,7 @@ import argparse
 import asyncio
 import itertools
 import json
+import math
 import random
 import signal
 import subprocess
@@ -40,8 +41,8 @@ RESULTS = Path(__file__).with_name("results") / "server_load.json"
 ASKING = Path(__file__).resolve().parents[1] / "tests" / "teachers" / "asking.py"
 RATES = (0.0, 0.1, 0.3, 0.6)
 IN_FLIGHT = (64, 256)
-LATENCIES = (0.0, 0.5)
-"""Seconds until the mock answers: none, which no model can, and what a quick one takes."""
+LATENCIES = (0.0, 0.1, 0.5)
+"""Seconds until the mock answers: none, which no model can; and what quick ones take."""
 BODY = {
     "model": "m",
     "messages": [{"role": "user", "content": "question 1"}],
@@ -114,11 +115,11 @@ def ask(url: str, ledger: Path, count: int, **fields: Any) -> dict[str, Any]:
     wholes: dict[str, str] = {}
     stopped = False
     with Server(spec, display=False) as server:
-        began = 0.0
+        began = worked = 0.0
         sampling = Sampling(max_tokens=30, temperature=1.0, seed=9)
         try:
             for number, (reply,) in enumerate(server.answers(asked, sampling)):
-                began = began or time.monotonic()
+                began, worked = began or time.monotonic(), worked or time.process_time()
                 seen[reply.question] += 1
                 outcomes["failed" if reply.failure else reply.finish] += 1
                 if reply.whole:
@@ -128,9 +129,10 @@ def ask(url: str, ledger: Path, count: int, **fields: Any) -> dict[str, Any]:
         except BudgetError:
             stopped = True
         totals = server.totals
-        seconds = time.monotonic() - began
+        seconds, worked = time.monotonic() - began, time.process_time() - worked
     return {
         "seconds": seconds,
+        "processor_ms_per_answer": 1000 * worked / len(seen),
         "answers_per_second": len(seen) / seconds,
         "stopped_by_budget": stopped,
         "outcomes": dict(outcomes),
@@ -161,7 +163,9 @@ def limit_and_client(quick: bool) -> list[dict[str, Any]]:
         found.pop("wholes")
         rows.append({**row, **found})
         rate = found["answers_per_second"]
-        print(f"{latency:g} s, {in_flight} in flight: mock {limit:.0f}/s, limbeck {rate:.0f}/s")
+        work = found["processor_ms_per_answer"]
+        said = f"mock {limit:.0f}/s, limbeck {rate:.0f}/s, {work:.2f} ms of work for each"
+        print(f"{latency:g} s, {in_flight} in flight: {said}", flush=True)
     return rows
 
 
@@ -262,6 +266,7 @@ def table(results: dict[str, Any]) -> str:
                 f"{r['limit']:,.0f}",
                 f"{r['answers_per_second']:,.0f}",
                 f"{r['answers_per_second'] / r['limit']:.0%}",
+                f"{r.get('processor_ms_per_answer', math.nan):.2f} ms",
                 " ".join(f"{m:.0f}" for m in r["memory_mb"]),
             ]
             for r in results["client"]
@@ -272,6 +277,7 @@ def table(results: dict[str, Any]) -> str:
             "mock, requests/s",
             "limbeck, requests/s",
             "share",
+            "processor time of each",
             "memory, MB",
         ]
         parts.append(markdown(head, lines))

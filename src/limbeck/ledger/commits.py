@@ -4,9 +4,10 @@ A sync takes milliseconds, however much it writes. With one for each record, 256
 would wait for each other; here those that come while a commit is under way share the next.
 """
 
+import asyncio
 import sqlite3
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass
@@ -29,6 +30,7 @@ LARGEST = 1024
 class _Job:
     work: Work
     future: "Future[Any]"
+    waiter: "asyncio.Future[None] | None"
 
 
 class Committer:
@@ -49,8 +51,12 @@ class Committer:
         self._thread = threading.Thread(target=self._serve, name="limbeck-ledger", daemon=True)
         self._thread.start()
 
-    def submit(self, work: Work) -> "Future[Any]":
+    def submit(self, work: Work, waiter: "asyncio.Future[None] | None" = None) -> "Future[Any]":
         """Have it done; the future has its value when the commit is on the disk.
+
+        Args:
+            work: what to do.
+            waiter: done in its own loop when the future is.
 
         Raises:
             LedgerError: the committer is closed.
@@ -59,7 +65,7 @@ class Committer:
         with self._closing:  # or a job could come behind the end of the queue and wait for ever
             if self._closed:
                 raise LedgerError(f"{self._path}: the ledger is closed")
-            self._queue.put(_Job(work, future))
+            self._queue.put(_Job(work, future, waiter))
         return future
 
     def close(self) -> None:
@@ -78,6 +84,7 @@ class Committer:
             jobs = [job for job in jobs if job.future.set_running_or_notify_cancel()]
             if jobs:
                 self._commit(jobs)
+                _wake([job.waiter for job in jobs if job.waiter is not None])
             del jobs  # or the last answers would be kept until the next come
             if not more:
                 return
@@ -136,3 +143,17 @@ class Committer:
                 roll_back(self._database)
             raise
         return outcomes
+
+
+def _wake(waiters: "Sequence[asyncio.Future[None]]") -> None:
+    """Let coroutines go on: once for all of them, since each call interrupts their loop."""
+    for loop in {waiter.get_loop() for waiter in waiters}:
+        own = [waiter for waiter in waiters if waiter.get_loop() is loop]
+        with suppress(RuntimeError):  # it is closed
+            loop.call_soon_threadsafe(_go_on, own)
+
+
+def _go_on(waiters: "Sequence[asyncio.Future[None]]") -> None:
+    for waiter in waiters:
+        if not waiter.done():
+            waiter.set_result(None)

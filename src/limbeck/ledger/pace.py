@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 MINUTE_SECONDS = 60.0
@@ -21,7 +21,7 @@ class Pace:
     Args:
         requests_per_minute, tokens_per_minute: the account's limits; None where there is none.
         in_flight: most requests at the same time.
-        clock, sleep: of the time; tests have their own.
+        clock: of the time; tests have their own.
     """
 
     def __init__(
@@ -31,7 +31,6 @@ class Pace:
         in_flight: int,
         *,
         clock: Callable[[], float] = time.monotonic,
-        sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
     ) -> None:
         if in_flight < 1:
             raise ValueError(f"in_flight is {in_flight}; at least one request must be allowed")
@@ -40,9 +39,9 @@ class Pace:
             for limit in (requests_per_minute, tokens_per_minute)
         ]
         self._most, self._window, self._active = in_flight, in_flight, 0
-        self._clock, self._sleep = clock, sleep
-        self._turn = asyncio.Lock()  # its waiters stand in line, so a large request cannot starve
-        self._changed = asyncio.Event()
+        self._clock = clock
+        self._line = deque[tuple[int, asyncio.Future[None]]]()  # so a large request cannot starve
+        self._timer: asyncio.TimerHandle | None = None
         self._paused_until = -float("inf")
         self._successes, self._echoes = 0, 0
 
@@ -63,19 +62,17 @@ class Pace:
         Args:
             tokens: of the prompt and the longest answer, which is how providers count.
         """
-        async with self._turn:
-            await self._allowed(tokens)
-            now = self._clock()
-            for limit, size in zip(self._limits, (1, tokens), strict=True):
-                if limit is not None:
-                    limit.take(now, size)
-            self._active += 1
+        turn = asyncio.get_running_loop().create_future()
+        self._line.append((tokens, turn))
+        self._admit()
         try:
+            await turn
             yield
         finally:
-            self._active -= 1
-            self._echoes = max(0, self._echoes - 1)
-            self._changed.set()
+            if not turn.cancelled():  # it had been let in
+                self._active -= 1
+                self._echoes = max(0, self._echoes - 1)
+            self._admit()
 
     def too_much(self, retry_after_seconds: float | None) -> None:
         """The server refused (429, 503): halve the window, and let nothing start for a while.
@@ -99,22 +96,34 @@ class Pace:
         if self._successes >= self._window:
             self._successes = 0
             self._window = min(self._most, self._window + 1)
-            self._changed.set()
+            self._admit()
 
-    async def _allowed(self, tokens: int) -> None:
-        while True:
-            if self._active >= self._window:
-                self._changed.clear()
-                await self._changed.wait()
+    def _admit(self) -> None:
+        """Let in all at the head of the line that may start now; for the next one set a clock."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        while self._line and self._active < self._window:
+            tokens, turn = self._line[0]
+            if turn.cancelled():
+                self._line.popleft()
                 continue
-            now = self._clock()
-            start = self._paused_until
-            for limit, size in zip(self._limits, (1, tokens), strict=True):
-                if limit is not None:
-                    start = max(start, limit.free_at(now, size))
-            if start <= now:
+            now, start = self._clock(), self._paused_until
+            limits = [
+                (limit, size)
+                for limit, size in zip(self._limits, (1, tokens), strict=True)
+                if limit is not None
+            ]
+            for limit, size in limits:
+                start = max(start, limit.free_at(now, size))
+            if start > now:
+                self._timer = turn.get_loop().call_later(start - now, self._admit)
                 return
-            await self._sleep(start - now)
+            for limit, size in limits:
+                limit.take(now, size)
+            self._line.popleft()
+            self._active += 1
+            turn.set_result(None)
 
 
 class Minute:

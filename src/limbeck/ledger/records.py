@@ -43,8 +43,10 @@ def begin(
         if reserve is None or spent + reserved + reserve > cap:
             asked = None if reserve is None else from_nano(reserve)
             raise BudgetError(account, from_nano(spent), from_nano(reserved), asked, from_nano(cap))
-    database.execute("INSERT OR IGNORE INTO accounts (name) VALUES (?)", (account,))
-    _add(database, account, {"requests": 1, "reserved_nanousd": reserve or 0})
+    change = {"requests": 1, "reserved_nanousd": reserve or 0}
+    if not _add(database, account, change):
+        database.execute("INSERT INTO accounts (name) VALUES (?)", (account,))
+        _add(database, account, change)
     made = database.execute(
         "INSERT INTO requests (account, owner, state, begun, reserved_nanousd, keys, request)"
         " VALUES (?, ?, 'open', ?, ?, ?, ?)",
@@ -146,9 +148,11 @@ def _ending(database: sqlite3.Connection, request: int) -> tuple[str, int, dict[
     return account, reserved or 0, {"unknown": back, "unknown_usd_count": back}
 
 
-def _add(database: sqlite3.Connection, account: str, change: Mapping[str, int]) -> None:
+def _add(database: sqlite3.Connection, account: str, change: Mapping[str, int]) -> bool:
+    """Change an account's sums; whether there is such an account."""
     sums = ", ".join(f"{column} = {column} + ?" for column in change)
-    database.execute(f"UPDATE accounts SET {sums} WHERE name = ?", (*change.values(), account))
+    values = (*change.values(), account)
+    return database.execute(f"UPDATE accounts SET {sums} WHERE name = ?", values).rowcount > 0
 
 
 def _now() -> str:

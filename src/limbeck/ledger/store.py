@@ -154,7 +154,7 @@ class Ledger:
                 nothing was recorded. Exact, whatever other callers and processes do.
             LedgerError: it could not be recorded, so it must not be sent.
         """
-        future = self._begin(keys, request, reserve_usd, account, cap_usd)
+        future = self._submit(self._begin(keys, request, reserve_usd, account, cap_usd))
         try:
             return future.result()
         except BaseException:
@@ -170,9 +170,11 @@ class Ledger:
         cap_usd: float | None,
     ) -> int:
         """`begin` for coroutines. If it is cancelled, the request counts as never sent."""
-        future = self._begin(keys, request, reserve_usd, account, cap_usd)
+        waiter = asyncio.get_running_loop().create_future()
+        future = self._submit(self._begin(keys, request, reserve_usd, account, cap_usd), waiter)
         try:
-            return await asyncio.shield(asyncio.wrap_future(future))
+            await waiter
+            return future.result()
         except BaseException:
             future.add_done_callback(self._never_sent)
             raise
@@ -198,7 +200,7 @@ class Ledger:
         Raises:
             LedgerError: there is no such request under way, or it could not be recorded.
         """
-        self._finish(id, answers, usd, prompt_tokens, completion_tokens).result()
+        self._submit(self._finish(id, answers, usd, prompt_tokens, completion_tokens)).result()
 
     async def afinish(
         self,
@@ -209,8 +211,7 @@ class Ledger:
         completion_tokens: int | None,
     ) -> None:
         """`finish` for coroutines. If it is cancelled, the answers are recorded all the same."""
-        future = self._finish(id, answers, usd, prompt_tokens, completion_tokens)
-        await asyncio.shield(asyncio.wrap_future(future))
+        await self._done(self._finish(id, answers, usd, prompt_tokens, completion_tokens))
 
     def fail(self, id: int, reason: str, usd: float | None) -> None:
         """Record that there is no answer.
@@ -224,11 +225,11 @@ class Ledger:
         Raises:
             LedgerError: there is no such request under way, or it could not be recorded.
         """
-        self._fail(id, reason, usd).result()
+        self._submit(self._fail(id, reason, usd)).result()
 
     async def afail(self, id: int, reason: str, usd: float | None) -> None:
         """`fail` for coroutines. If it is cancelled, the failure is recorded all the same."""
-        await asyncio.shield(asyncio.wrap_future(self._fail(id, reason, usd)))
+        await self._done(self._fail(id, reason, usd))
 
     def close_stale(self) -> int:
         """Record requests of dead processes as unknown; their reservations stay.
@@ -276,9 +277,9 @@ class Ledger:
         reserve_usd: float | None,
         account: str,
         cap_usd: float | None,
-    ) -> "Future[int]":
+    ) -> Work:
         self._open_here()
-        work = partial(
+        return partial(
             begin,
             owner=self._owner.name,
             account=account,
@@ -287,7 +288,6 @@ class Ledger:
             reserve=None if reserve_usd is None else nano_up(reserve_usd),
             cap=None if cap_usd is None else nano_down(cap_usd),
         )
-        return self._submit(work)
 
     def _finish(
         self,
@@ -296,26 +296,31 @@ class Ledger:
         usd: float | None,
         prompt_tokens: int | None,
         completion_tokens: int | None,
-    ) -> "Future[None]":
+    ) -> Work:
         texts = {key: _json(answer) for key, answer in answers.items()}
         nano = None if usd is None else nano_up(usd)
-        return self._submit(
-            lambda database: finish(database, id, texts, nano, prompt_tokens, completion_tokens)
-        )
+        return lambda database: finish(database, id, texts, nano, prompt_tokens, completion_tokens)
 
-    def _fail(self, id: int, reason: str, usd: float | None) -> "Future[None]":
+    def _fail(self, id: int, reason: str, usd: float | None) -> Work:
         nano = None if usd is None else nano_up(usd)
-        return self._submit(lambda database: fail(database, id, reason, nano))
+        return lambda database: fail(database, id, reason, nano)
 
     def _never_sent(self, begun: "Future[int]") -> None:
         """Undo a `begin` whose caller was cancelled, so that it does not hold its reservation."""
         if begun.cancelled() or begun.exception() is not None:
             return
         with suppress(LedgerError):  # closed by now: then it is recorded as unknown
-            self._fail(begun.result(), "cancelled before it was sent", 0.0)
+            self._submit(self._fail(begun.result(), "cancelled before it was sent", 0.0))
 
-    def _submit(self, work: Work) -> "Future[Any]":
-        return self._open_here().submit(work)
+    async def _done(self, work: Work) -> None:
+        """Have it done, also where the coroutine that waits for it is cancelled."""
+        waiter = asyncio.get_running_loop().create_future()
+        future = self._submit(work, waiter)
+        await waiter
+        future.result()
+
+    def _submit(self, work: Work, waiter: "asyncio.Future[None] | None" = None) -> "Future[Any]":
+        return self._open_here().submit(work, waiter)
 
     def _open_here(self) -> Committer:
         if self._committer is None:

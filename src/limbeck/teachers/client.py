@@ -4,6 +4,7 @@ import itertools
 import os
 from typing import Any
 from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 from limbeck.core.errors import RecipeError
 from limbeck.core.specs import ServerTeacher
@@ -19,10 +20,9 @@ def key_of(spec: ServerTeacher) -> str:
         RecipeError: it is not set.
     """
     key = os.environ.get(spec.key_variable, "").strip()
-    host = urlsplit(spec.url).hostname or ""
     if key:
         return key
-    if host in ("localhost", "::1") or host.startswith("127."):
+    if on_this_machine(spec.url):
         return "none"
     raise RecipeError(
         "key_variable", f"the environment variable {spec.key_variable} is not set; it holds the key"
@@ -35,6 +35,19 @@ def transport() -> Any:
     from importlib.util import find_spec
 
     return import_module("httpx2" if find_spec("httpx2") else "httpx")
+
+
+def on_this_machine(url: str) -> bool:
+    """Whether an address is a loopback one."""
+    host = urlsplit(url).hostname or ""
+    return host in ("localhost", "::1") or host.startswith("127.")
+
+
+def proxied(url: str) -> bool:
+    """Whether the environment sends requests to this address through a proxy."""
+    parts = urlsplit(url)
+    named = bool(getproxies().keys() & {parts.scheme, "all"})
+    return named and not on_this_machine(url) and not proxy_bypass(parts.hostname or "")
 
 
 def spread(httpx: Any, in_flight: int) -> Any:
@@ -80,6 +93,9 @@ def make_client(spec: ServerTeacher, key: str) -> Any:
         max_retries=0,
         timeout=spec.timeout_seconds,
         http_client=httpx.AsyncClient(
-            transport=spread(httpx, spec.in_flight), timeout=spec.timeout_seconds
+            # With a transport of its own it would take no notice of proxies.
+            transport=None if proxied(spec.url) else spread(httpx, spec.in_flight),
+            limits=httpx.Limits(max_connections=None, max_keepalive_connections=spec.in_flight),
+            timeout=spec.timeout_seconds,
         ),
     )

@@ -7,10 +7,12 @@ There is one layer that tries again, and it is this one: the client's own is off
 
 import asyncio
 import contextlib
+import gc
 import json
 import logging
 import random
 import threading
+import time
 from collections import deque
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
@@ -58,6 +60,9 @@ HOPELESS = 8
 FIRST_WAIT_SECONDS = 0.5
 LONGEST_BACKOFF_SECONDS = 20.0
 """Where the server does not say how long to wait."""
+
+TELL_SECONDS = 0.2
+"""Between two looks at what is spent, to show it."""
 
 
 class Server:
@@ -146,8 +151,12 @@ class Server:
         """
         waiting = iter(questions)
         under_way: deque[Future[Sequence[Reply]]] = deque()
+        told, totals = time.monotonic(), self.totals
         if self.capabilities is None:
             self.capabilities = self._probed()
+        # What is there by now, such as a framework, is not searched for garbage meanwhile: each
+        # search stops all requests for a fifth of a second.
+        gc.freeze()
         try:
             while True:
                 for question in islice(waiting, AHEAD * self.spec.in_flight - len(under_way)):
@@ -157,12 +166,15 @@ class Server:
                 if not under_way:
                     return
                 replies = under_way.popleft().result()
-                self.shown.answered(replies, self._pace, self.totals)
+                if not under_way or time.monotonic() > told + TELL_SECONDS:
+                    told, totals = time.monotonic(), self.totals
+                self.shown.answered(replies, self._pace, totals)
                 yield replies
         except (LimbeckError, KeyboardInterrupt):
             self._settle(under_way)
             raise
         finally:
+            gc.unfreeze()
             for future in under_way:
                 future.cancel()
 
@@ -251,31 +263,21 @@ class Server:
             if isinstance(heard, str):
                 failed = {k: Reply(question=question.id, index=k, failure=heard) for k in left}
                 return replies | failed
-            found = self._replies(question, left, heard)
+            found = self._replies(question.id, left, heard)
             replies |= found
             left = [index for index in left if index not in found]
         return replies
 
-    def _replies(
-        self, question: Question, indices: Sequence[int], heard: Heard
-    ) -> dict[int, Reply]:
-        pairs = list(zip(indices, heard.choices, strict=False))
-        payloads = self._payloads(heard)
-        return {
-            index: reply_of({**payloads[place], "index": index}, question.id)
-            for place, (index, _) in enumerate(pairs)
-        }
-
-    def _payloads(self, heard: Heard) -> list[dict[str, Any]]:
-        """Each answer as it is recorded."""
+    def _replies(self, question: str, indices: Iterable[int], heard: Heard) -> dict[int, Reply]:
+        """What was heard, as the replies of these indices."""
         count = len(heard.choices)
         tokens = shares(heard.completion_tokens, count)
         usd = cost_usd(self.spec.price, heard.prompt_tokens, heard.completion_tokens)
 
-        def one(place: int, choice: Choice) -> dict[str, Any]:
-            reply = Reply(
-                question="",
-                index=place,
+        def one(place: int, index: int, choice: Choice) -> Reply:
+            return Reply(
+                question=question,
+                index=index,
                 text=choice.text,
                 finish=choice.finish,
                 model=heard.model or self.spec.model,
@@ -285,9 +287,9 @@ class Server:
                 usd=None if usd is None else usd / count,
                 scores=choice.scores,
             )
-            return payload_of(reply)
 
-        return [one(place, choice) for place, choice in enumerate(heard.choices)]
+        pairs = enumerate(zip(indices, heard.choices, strict=False))
+        return {index: one(place, index, choice) for place, (index, choice) in pairs}
 
     async def _persistently(
         self, asked: dict[str, Any], keys: Sequence[str], n: int, *, scored: bool
@@ -364,7 +366,8 @@ class Server:
 
         async def end(heard: Heard) -> None:
             usd = cost_usd(self.spec.price, heard.prompt_tokens, heard.completion_tokens)
-            payloads = dict(zip(keys, self._payloads(heard), strict=False))
+            replies = self._replies("", range(len(keys)), heard).values()
+            payloads = dict(zip(keys, map(payload_of, replies), strict=False))
             tokens = (heard.prompt_tokens, heard.completion_tokens)
             await self._ledger.afinish(number, payloads, usd, *tokens)
             self._pace.fine()
