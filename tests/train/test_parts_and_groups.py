@@ -7,10 +7,11 @@ from typing import ClassVar
 import pytest
 import torch
 
+from limbeck.core.specs import LocalTeacher
 from limbeck.core.term import Term
 from limbeck.core.types import Sample, Turn
 from limbeck.models.load import load_student, load_teacher
-from limbeck.objectives import CrossEntropy
+from limbeck.objectives import CrossEntropy, ForwardKL
 from limbeck.sources.dataset import Samples, open_samples, to_sample
 from limbeck.train.batches import Batches, Item
 from limbeck.train.loss import loss_of
@@ -296,3 +297,35 @@ def test_what_a_model_wrote_is_read_as_it_wrote_it(student):
     pairing = pair(mine, theirs, [1.0], same_vocabulary=True)
     assert len(pairing.weight) == len(letters)
     assert theirs.labels[pairing.teacher].tolist() == mine.labels[pairing.student].tolist()
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_the_first_rows_of_each_sample_can_be_left_out(student, packed):
+    samples = [to_sample(row, str(k)) for k, row in enumerate(ROWS)]
+    terms = [Term(objective=CrossEntropy(), skip=skip, name=str(skip)) for skip in (0, 1, 3, 1000)]
+    micro = prepared(student, samples, terms, packed=packed)
+    found = sums(student, micro, terms)
+    view = micro.views[None]
+    said = student.read(view, frozenset({"chosen"})).chosen.detach()
+    of = view.sample_of(view.rows).tolist()
+    place = [of[:k].count(sample) for k, sample in enumerate(of)]
+    for term, total in zip(terms, found.tolist(), strict=True):
+        kept = [
+            -samples[sample].weight * float(logp)
+            for logp, sample, p in zip(said, of, place, strict=True)
+            if p >= term.skip
+        ]
+        assert total == pytest.approx(sum(kept), rel=1e-5, abs=1e-6)
+
+
+def test_what_a_teacher_knows_does_not_move_the_first_rows(student, tiny_teacher):
+    """They are counted in the student's rows, whatever stands before them at the teacher."""
+    row = {"prompt": "the cat ", "completion": "sat on a mat", "privileged": "two old cats "}
+    teacher = load_teacher(LocalTeacher(name=str(tiny_teacher)), CPU, 64)
+    terms = [
+        Term(objective=ForwardKL(), teacher="big", skip=skip, name=str(skip)) for skip in (0, 2)
+    ]
+    micro = prepared(student, [to_sample(row, "1")], terms, {"big": teacher})
+    whole, later = micro.pairings
+    assert whole.weight.tolist() == [1.0] * len(whole.weight)
+    assert later.weight.tolist() == [0.0, 0.0, *whole.weight.tolist()[2:]]

@@ -20,6 +20,8 @@ class Term:
         weight: factor in the sum of all terms.
         schedule: by name, numbers that change over the steps: `weight`, or fields of the objective.
         channel: only rows of samples with this channel; None takes all.
+        skip: rows of each sample that it leaves out where the learnt text begins, such as the first
+            words of an answer, which a teacher that knows more may well begin in another way.
         name: key of its curve in the metrics; by default the objective's kind.
     """
 
@@ -30,6 +32,7 @@ class Term:
     weight: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1.0
     schedule: Mapping[str, Ramp] = field(default_factory=dict[str, Ramp])
     channel: str | None = None
+    skip: Annotated[int, Field(ge=0)] = 0
     name: str | None = None
 
     @property

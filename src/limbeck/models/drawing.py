@@ -1,6 +1,8 @@
 """Which token comes next: of each line's distribution by each line's own numbers."""
 
 from collections.abc import Iterator, Sequence
+from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,7 +30,7 @@ class Draw:
             torch.rand(sampling.max_tokens, generator=torch.Generator().manual_seed(seed))
             for seed in (seeds if sampling.temperature > 0 else ())
         ]
-        self.uniform = torch.stack(draws, 1) if draws else None
+        self.uniform = torch.stack(draws, 1).double() if draws else None
         self.step = 0
         self._logp: list[Tensor] = []
         self._top: list[tuple[Tensor, Tensor]] = []
@@ -39,7 +41,8 @@ class Draw:
         if self.uniform is None:
             drawn = logits.argmax(-1, keepdim=True)
         else:
-            uniform = self.uniform[self.step].to(logits.device)[:, None]
+            self.uniform = self.uniform.to(logits.device)  # which is one copy for all tokens
+            uniform = self.uniform[self.step][:, None]
             heat, top_p = self.sampling.temperature, self.sampling.top_p
             drawn = torch.cat([pick(x, u, top_p, heat) for x, u in _pieces(logits, uniform)])
         self.step += 1
@@ -51,11 +54,11 @@ class Draw:
         chosen: list[Tensor] = []
         top: list[tuple[Tensor, Tensor]] = []
         for part, token in _pieces(logits, drawn):
-            logp = part.log_softmax(-1)
-            chosen.append(logp.gather(-1, token).squeeze(-1))
+            total = part.logsumexp(-1, keepdim=True)
+            chosen.append((part.gather(-1, token) - total).squeeze(-1))
             if k:
-                values, indices = logp.topk(min(k, logp.shape[-1]))
-                top.append((indices, values))
+                values, indices = part.topk(min(k, part.shape[-1]))
+                top.append((indices, values - total))
         self._logp.append(torch.cat(chosen))
         if top:
             indices, values = zip(*top, strict=True)
@@ -67,12 +70,19 @@ class Draw:
         """The log-probabilities of a line's first tokens, and the likeliest at each place."""
         if self.sampling.scores is None:
             return None, []
-        logp = [float(values[row]) for values in self._logp[:length]]
-        top = [
-            list(zip(ids[row].tolist(), values[row].tolist(), strict=True))
-            for ids, values in self._top[:length]
+        logp, top = self._noted
+        return logp[row][:length], [
+            list(zip(*each, strict=True)) for each in (top[row][:length] if top else ())
         ]
-        return logp, top
+
+    @cached_property
+    def _noted(self) -> tuple[list[list[float]], list[Any]]:
+        """What was noted of each line, brought from the device in one go."""
+        logp = torch.stack(self._logp, 1).tolist()
+        if not self._top:
+            return logp, []
+        ids, values = (torch.stack(part, 1).tolist() for part in zip(*self._top, strict=True))
+        return logp, [list(zip(*line, strict=True)) for line in zip(ids, values, strict=True)]
 
 
 def _pieces(logits: Tensor, beside: Tensor) -> Iterator[tuple[Tensor, Tensor]]:

@@ -26,6 +26,7 @@ class Follower:
         self.device = next(transformer.parameters()).device
         self.attend = attend.to(self.device)
         self.padded = not bool(attend.all())
+        self.positions = (self.attend.cumsum(1) - 1).clamp_(min=0)
         self.seen, self.kept = 0, None
         base = getattr(transformer, "get_base_model", lambda: transformer)()
         self.known = inspect.signature(base.forward).parameters
@@ -34,14 +35,15 @@ class Follower:
     def __call__(self, ids: Tensor) -> Tensor:
         """[b, v] logits behind texts that begin as those of the last call; needs `no_grad`."""
         ids = ids.to(self.device)
-        if more := ids.shape[1] - self.attend.shape[1]:
-            grown = self.attend.new_ones(len(ids), more)
-            self.attend = torch.cat([self.attend, grown], 1)
+        while self.positions.shape[1] < ids.shape[1]:
+            self.positions = torch.cat([self.positions, self.positions[:, -1:] + 1], 1)
+            if self.padded:
+                self.attend = torch.nn.functional.pad(self.attend, (0, 1), value=1)
         new = slice(self.seen if self.kept is not None else 0, None)
         given: dict[str, Any] = {
             # Without padding every model attends to all that came before.
             "attention_mask": self.attend if self.padded else None,
-            "position_ids": (self.attend.cumsum(1) - 1).clamp_(min=0)[:, new],
+            "position_ids": self.positions[:, new],
             "use_cache": self.keeps is not None,
             "logits_to_keep": 1,
         }

@@ -151,6 +151,7 @@ class Preparation:
             other = views.get(term.teacher)
             pairing = self._pair(term, views, weights)
             pairing = of_channel(pairing, term.channel, view, other, samples)
+            pairing = without_first(pairing, term.skip, view, other)
             unaligned.append(_without_pair(pairing, view, samples, weights))
             if term.teacher is not None:
                 pairing = _usable(pairing, heard.get(term.teacher))
@@ -227,14 +228,36 @@ def of_channel(
     """
     if channel is None or not any(sample.parts for sample in samples):
         return pairing
-    inside = _rows_inside(channel, student, samples)
+    beside = None if teacher is None else _rows_inside(channel, teacher, samples)
+    return _only(pairing, _rows_inside(channel, student, samples), beside)
+
+
+def without_first(pairing: Pairing, skip: int, student: View, teacher: View | None) -> Pairing:
+    """Without the first `skip` rows of each sample; for sequences, of each side its own."""
+    if not skip:
+        return pairing
+    beside = None if teacher is None else _behind(skip, teacher)
+    return _only(pairing, _behind(skip, student), beside)
+
+
+def _behind(skip: int, view: View) -> Tensor:
+    """[n] whether a row is not one of its sample's first."""
+    of = view.sample_of(view.rows)
+    return torch.arange(len(of)) - torch.searchsorted(of, of) >= skip
+
+
+def _only(pairing: Pairing, inside: Tensor, beside: Tensor | None) -> Pairing:
+    """Only what lies in these rows [n] of the student, and of the teacher.
+
+    A span counts by its last row; a sequence is cut to the rows.
+    """
     of = pairing.student
     if pairing.unit != "sequence" or not isinstance(of, Spans):
         kept = inside if of is None else inside[of.last() if isinstance(of, Spans) else of]
         return replace(pairing, weight=torch.where(kept, pairing.weight, 0.0))
     sides = {"student": (of, inside)}
-    if teacher is not None and isinstance(pairing.teacher, Spans):
-        sides["teacher"] = (pairing.teacher, _rows_inside(channel, teacher, samples))
+    if beside is not None and isinstance(pairing.teacher, Spans):
+        sides["teacher"] = (pairing.teacher, beside)
     cut = {name: _rows_of_spans(spans, mask[spans.rows]) for name, (spans, mask) in sides.items()}
     said = torch.stack([torch.bincount(s.span, minlength=len(s.after)) for s in cut.values()])
     kept = (said > 0).all(0)
