@@ -13,12 +13,14 @@ from limbeck.core.protocols import Reader
 from limbeck.core.specs import LocalTeacher, ServerTeacher, TokenPrice
 from limbeck.core.types import Sample, Signals, Turn
 from limbeck.demo import model_path, problems
+from limbeck.evals import Agreement
 from limbeck.losses.divergences import forward_kl
 from limbeck.losses.likelihood import likelihood_matching
 from limbeck.losses.sparse import Sparse, sparse_kl
 from limbeck.models.load import load_teacher
 from limbeck.recipe import run as runs
 from limbeck.recipe.desk import Teachers
+from limbeck.recipe.fit import fit
 from limbeck.recipe.run import run
 from limbeck.teachers import server as module
 from limbeck.teachers.local import LocalWriter
@@ -378,6 +380,14 @@ def test_what_a_server_cannot_do_is_said_before(served, fields, field, said):
     with MockTeacher() as mock, pytest.raises(RecipeError, match=said) as error:
         served(mock, **fields)
     assert error.value.field == field
+
+
+def test_a_student_is_not_compared_with_a_server(served):
+    with MockTeacher() as mock:
+        recipe = served(mock)
+        with pytest.raises(RecipeError, match="a model on this machine") as error:
+            fit(replace(recipe, evals=(Agreement(),)))
+    assert error.value.field == "evals.0"
 
 
 def test_a_server_that_no_term_names_is_not_asked(make_recipe, served, tmp_path):

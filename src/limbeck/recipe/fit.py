@@ -49,7 +49,10 @@ def fit(recipe: Recipe, document: Document | None = None) -> Recipe:
         )
     for index, evaluation in enumerate(recipe.evals):
         if evaluation.needs_teacher and not recipe.others:
-            raise document.error(f"evals.{index}", f"{evaluation.kind} needs a teacher")
+            raise document.error(
+                f"evals.{index}",
+                f"{evaluation.kind} needs a teacher that is a model on this machine",
+            )
     try:
         limbeck.evals.check_names(recipe.evals)
     except RecipeError as error:

@@ -115,5 +115,6 @@ class Recipe:
 
     @property
     def others(self) -> Mapping[str, Any]:
-        """The readers that are not the student itself: what it can be compared with."""
-        return {n: s for n, s in self.readers.items() if not isinstance(s, SelfTeacher)}
+        """The readers that the student can be compared with: models other than itself."""
+        without = SelfTeacher | ServerTeacher
+        return {n: s for n, s in self.readers.items() if not isinstance(s, without)}
