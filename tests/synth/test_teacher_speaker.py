@@ -1,12 +1,13 @@
 """A teacher that writes during training: here, with another tokenizer, and behind an API."""
 
 import json
+import sqlite3
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from limbeck.core.errors import BudgetError, LimbeckError, RecipeError
+from limbeck.core.errors import BudgetError, RecipeError, ServerError
 from limbeck.core.exchange import Question, Reply
 from limbeck.core.types import Sample, Sampling, Turn
 from limbeck.models.load import load_student, load_teacher
@@ -81,7 +82,7 @@ def test_what_was_cut_or_failed_is_left_out(models):
 def test_no_answer_at_all_ends_it(models):
     student, _ = models
     fake = Fake(says("", failure="503"), says("", failure="503"))
-    with pytest.raises(LimbeckError, match="no answer at all: 503"):
+    with pytest.raises(ServerError, match="no answer at all: 503"):
         TeacherSpeaker(teacher="t").write(student, {"t": fake}, prompts("a", "b"), [1, 2], SAMPLING)
 
 
@@ -109,7 +110,7 @@ def recipe(make_recipe, tiny_teacher, tiny_data, tmp_path):
             "attempts": 20,
         }
         return make_recipe(
-            {"steps": steps, "save_every": 2},
+            {"steps": steps, "save_every": 100},
             student={"name": str(tiny_teacher)},
             teachers={"api": {**server, **fields}},
             source={
@@ -148,10 +149,16 @@ def test_a_server_writes_and_is_paid_once(recipe, tmp_path, monkeypatch):
 
 def test_a_spent_budget_stops_it_and_a_larger_one_goes_on(recipe, tmp_path):
     with MockTeacher() as mock:
-        run(recipe(mock, ledger=str(tmp_path / "whole.sqlite")), tmp_path / "whole")
+        run(recipe(mock, steps=9, ledger=str(tmp_path / "whole.sqlite")), tmp_path / "whole")
+        with sqlite3.connect(tmp_path / "whole.sqlite") as ledger:
+            ((spent,),) = ledger.execute("SELECT spent_nanousd FROM accounts")
         with pytest.raises(BudgetError):
-            run(recipe(mock, budget_usd=0.0006), tmp_path / "out")
+            run(recipe(mock, steps=9, budget_usd=0.7 * spent / 1e9), tmp_path / "out")
         assert not (tmp_path / "out" / "student").exists()
-        run(recipe(mock, budget_usd=1.0), tmp_path / "out", resume=True)
+        lines = (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()
+        reached = max(json.loads(line)["step"] for line in lines)
+        assert 0 < reached < 9
+        assert (tmp_path / "out" / "checkpoints" / f"step-{reached}").exists()
+        run(recipe(mock, steps=9, budget_usd=1.0), tmp_path / "out", resume=True)
     whole, stopped = weights(tmp_path / "whole"), weights(tmp_path / "out")
     assert all(value.equal(stopped[name]) for name, value in whole.items())

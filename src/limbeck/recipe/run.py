@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from limbeck.core.errors import LimbeckError, RecipeError
+from limbeck.core.errors import BudgetError, LimbeckError, RecipeError, ServerError
 from limbeck.core.exchange import Writer
 from limbeck.core.files import sweep, write_json, write_text
 from limbeck.core.protocols import Reader
@@ -355,7 +355,14 @@ class _Run:
             listeners.append(checkpoints)
             listeners.append(stack.enter_context(Interruption(mesh, checkpoints.save, advice)))
             trainer.listeners = listeners
-            trainer.train()
+            try:
+                trainer.train()
+            except (BudgetError, ServerError):
+                # The others of several processes may be in the middle of a step.
+                if trainer.state.step and mesh.size == 1:
+                    checkpoints.save()
+                    log.info("a checkpoint of step %d was written; %s", trainer.state.step, advice)
+                raise
         return Arm(student, trainer.state, batches)
 
     def curve(self, student: CausalModel) -> Any:

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from limbeck.core.errors import LimbeckError, RecipeError
+from limbeck.core.errors import RecipeError, ServerError
 from limbeck.core.exchange import Question, Reply, Writer
 from limbeck.core.protocols import Speaking
 from limbeck.core.registry import register
@@ -41,7 +41,7 @@ class TeacherSpeaker:
 
         Raises:
             RecipeError: there is no such teacher, or it does not write.
-            LimbeckError: not one answer could be had.
+            ServerError: not one answer could be had.
         """
         writer = _writer(teachers.get(self.teacher), self.teacher)
         places: dict[tuple[Turn, ...], list[int]] = {}
@@ -59,7 +59,7 @@ class TeacherSpeaker:
                     found[place] = _continuation(student, prompts[place], reply)
                     reasons += [reply.failure] if reply.failure else []
         if len(reasons) == len(prompts) > 0:
-            raise LimbeckError(f"teacher {self.teacher!r} gave no answer at all: {reasons[0]}")
+            raise ServerError(f"teacher {self.teacher!r} gave no answer at all: {reasons[0]}")
         return found
 
 
