@@ -66,6 +66,26 @@ def test_with_what_it_keeps_and_padding_it_says_the_same(transformer, short):
 
 
 @torch.no_grad()
+def test_a_prompt_that_stands_there_several_times_is_read_once(transformer):
+    first, second = [4, 5, 6, 7], [7, 6, 5, 4]
+    ids = torch.tensor([first, second, first, first])
+    read: list[int] = []
+    handle = transformer.get_input_embeddings().register_forward_hook(
+        lambda module, inputs, output: read.append(inputs[0].numel())
+    )
+    follow = Follower(transformer, torch.ones_like(ids))
+    heard = [follow(ids)]
+    ids = torch.cat([ids, torch.tensor([[11], [12], [13], [14]])], 1)
+    heard.append(follow(ids))
+    handle.remove()
+    assert read[0] == 2 * 4
+    for width, logits in zip((4, 5), heard, strict=True):
+        for row in range(4):
+            expected = whole(transformer, ids[row, :width].tolist())
+            torch.testing.assert_close(logits[row], expected, atol=1e-4, rtol=0)
+
+
+@torch.no_grad()
 def test_greedy_text_is_that_of_the_librarys_own_generation(transformer, tokenizer):
     drafts = [Draft(ids=[5, 6, 7, 8], seed=1), Draft(ids=[9, 8, 7, 6], seed=2)]
     found = write(transformer, tokenizer, drafts, Sampling(max_tokens=10), pad=0)

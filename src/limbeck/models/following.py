@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import Cache
 
 KEPT = ("cache", "past_key_values")
 """What transformers calls that which a model keeps of what it has read; it changed its name."""
@@ -27,7 +28,8 @@ class Follower:
         self.attend = attend.to(self.device)
         self.padded = not bool(attend.all())
         self.positions = (self.attend.cumsum(1) - 1).clamp_(min=0)
-        self.seen, self.kept = 0, None
+        self.seen = 0
+        self.kept: Any = None
         base = getattr(transformer, "get_base_model", lambda: transformer)()
         self.known = inspect.signature(base.forward).parameters
         self.keeps = next((name for name in KEPT if name in self.known), None)
@@ -39,11 +41,24 @@ class Follower:
             self.positions = torch.cat([self.positions, self.positions[:, -1:] + 1], 1)
             if self.padded:
                 self.attend = torch.nn.functional.pad(self.attend, (0, 1), value=1)
+        if self.kept is not None:
+            return self._read(ids, self.attend, self.positions)
+        # Several answers to one prompt begin alike, which is read once for all of them.
+        lines = torch.cat([ids, self.attend], 1)
+        alike, of = torch.unique(lines, dim=0, return_inverse=True)
+        if len(alike) == len(ids):
+            return self._read(ids, self.attend, self.positions)
+        one = of.new_zeros(len(alike)).scatter_(0, of, torch.arange(len(of), device=of.device))
+        logits = self._read(ids[one], self.attend[one], self.positions[one])
+        self.kept = _repeated(self.kept, of)
+        return logits[of]
+
+    def _read(self, ids: Tensor, attend: Tensor, positions: Tensor) -> Tensor:
         new = slice(self.seen if self.kept is not None else 0, None)
         given: dict[str, Any] = {
             # Without padding every model attends to all that came before.
-            "attention_mask": self.attend if self.padded else None,
-            "position_ids": self.positions[:, new],
+            "attention_mask": attend if self.padded else None,
+            "position_ids": positions[:, new],
             "use_cache": self.keeps is not None,
             "logits_to_keep": 1,
         }
@@ -54,3 +69,12 @@ class Follower:
         if self.keeps is not None:
             self.kept, self.seen = getattr(said, self.keeps, None), ids.shape[1]
         return said.logits[:, -1].float()
+
+
+def _repeated(kept: Any, of: Tensor) -> Any:
+    """What is kept of some lines, for the lines [b] that are like them; None where it cannot be."""
+    layers = kept.layers if isinstance(kept, Cache) else ()
+    if not layers or not all(hasattr(layer, "batch_select_indices") for layer in layers):
+        return None  # and all is read anew, once
+    kept.batch_select_indices(of)
+    return kept
