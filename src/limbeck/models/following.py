@@ -56,8 +56,9 @@ class Follower:
     def _read(self, ids: Tensor, attend: Tensor, positions: Tensor) -> Tensor:
         new = slice(self.seen if self.kept is not None else 0, None)
         given: dict[str, Any] = {
-            # Without padding every model attends to all that came before.
-            "attention_mask": attend if self.padded else None,
+            # Without padding every model attends to all that came before; and a state, such as a
+            # Mamba's, has left the padding out by the time that it is kept.
+            "attention_mask": attend if self.padded and _attends(self.kept) else None,
             "position_ids": positions[:, new],
             "use_cache": self.keeps is not None,
             "logits_to_keep": 1,
@@ -71,10 +72,15 @@ class Follower:
         return said.logits[:, -1].float()
 
 
+def _attends(kept: Any) -> bool:
+    """Whether what is kept has a place for each token, so that some must be masked."""
+    layers = kept.layers if isinstance(kept, Cache) else ()
+    return not layers or any(hasattr(layer, "keys") for layer in layers)
+
+
 def _repeated(kept: Any, of: Tensor) -> Any:
     """What is kept of some lines, for the lines [b] that are like them; None where it cannot be."""
-    layers = kept.layers if isinstance(kept, Cache) else ()
-    if not layers or not all(hasattr(layer, "batch_select_indices") for layer in layers):
-        return None  # and all is read anew, once
-    kept.batch_select_indices(of)
+    if not isinstance(kept, Cache):
+        return None  # and all is read anew
+    kept.reorder_cache(of)  # pyright: ignore[reportArgumentType]
     return kept
