@@ -133,8 +133,8 @@ class Work:
             name: _ready(teacher) if isinstance(teacher, Projection) else teacher.detach()
             for name, teacher in teachers.items()
         }
-        self.terms, self.compute, self.chunk_rows = terms, compute, chunk_rows
-        self.has_kernels = all(term.kernel is not None for term in terms)
+        self.terms, self.chunk_rows = terms, chunk_rows
+        self.compute = compute if all(term.kernel is not None for term in terms) else by_definition
         device = student.hidden.device
         self.exact = torch.promote_types(student.hidden.dtype, torch.float32)
         self.weights = torch.stack([t.weight.to(device, self.exact) for t in terms])
@@ -165,29 +165,34 @@ class Work:
         """Add the rows' losses to the sums; returns the gradient to the logits, [c, v]."""
         logits = self._logits("", self.student, rows)
         theirs = {name: self._logits(name, t, rows) for name, t in self.teachers.items()}
-        weights, pulls = self.weights[:, rows], self.pulls[:, rows]
-        elements = BLOCK_ELEMENTS.get(logits.device.type, LARGE_BLOCK_ELEMENTS)
-        step = max(1, elements // logits.shape[1])
-        values = torch.empty_like(weights)
-        for first in range(0, len(rows), step):
-            part = slice(first, first + step)
-            others = {name: t[part] for name, t in theirs.items()}
-            values[:, part] = self._block(logits[part], others, pulls[:, part], rows[part])
+        values = self._by_blocks(logits, theirs, rows)
+        if self.compute is not by_definition and not bool(values.isfinite().all()):
+            # Where a model rules tokens out, the definition knows what to do: from here on.
+            self.compute = by_definition
+            logits = self._logits("", self.student, rows)
+            values = self._by_blocks(logits, theirs, rows)
+        weights = self.weights[:, rows]
         self.sums += (weights * torch.where(weights > 0, values, 0.0)).sum(-1)
         return logits
 
-    def _block(
-        self, logits: Tensor, theirs: Mapping[str, Tensor], pulls: Tensor, rows: Tensor
-    ) -> Tensor:
-        """Losses [k, r] of a block; their gradient takes the place of its logits."""
-        shaped = _shaped(logits.to(self.exact), self.student)
-        teachers = {name: _shaped(t.to(shaped), self.teachers[name]) for name, t in theirs.items()}
-        block = (shaped, teachers, self.terms, pulls, rows)
-        values, gradient = self.compute(*block) if self.has_kernels else by_definition(*block)
-        if self.has_kernels and not bool(values.isfinite().all()):
-            # Where a model rules tokens out, the definition knows what to do.
-            values, gradient = by_definition(*block)
-        logits.copy_(_unshaped(gradient, shaped, self.student))
+    def _by_blocks(self, logits: Tensor, theirs: Mapping[str, Tensor], rows: Tensor) -> Tensor:
+        """Losses [k, c] of a chunk; their gradient takes the place of its logits."""
+        elements = BLOCK_ELEMENTS.get(logits.device.type, LARGE_BLOCK_ELEMENTS)
+        step = max(1, elements // logits.shape[1])
+        others = {name: t.split(step) for name, t in theirs.items()}
+        pulls = self.pulls[:, rows].split(step, 1)
+        # Written in place: what outlives a block must not come to lie between its temporaries.
+        values = self.pulls.new_empty(len(self.terms), len(rows))
+        parts = zip(logits.split(step), rows.split(step), values.split(step, 1), strict=True)
+        for i, (block, index, value) in enumerate(parts):
+            shaped = _shaped(block.to(self.exact), self.student)
+            teachers = {
+                name: _shaped(t[i].to(self.exact), self.teachers[name])
+                for name, t in others.items()
+            }
+            found, gradient = self.compute(shaped, teachers, self.terms, pulls[i], index)
+            block.copy_(_unshaped(gradient, shaped, self.student))
+            value.copy_(found)
         return values
 
     def _logits(self, name: str, of: Projection | Tensor, rows: Tensor) -> Tensor:
@@ -215,7 +220,7 @@ class Work:
 
     def empty_gradient(self, of: Tensor, of_rows: bool) -> Tensor:
         """Rows get their gradient once; a head's is the sum over all rows, and kept exact."""
-        return torch.zeros_like(of, dtype=of.dtype if of_rows else self.exact)
+        return zeros(of.shape, of.dtype if of_rows else self.exact, of.device)
 
     def backward(self, rows: Tensor, gradient: Tensor, into: Sequence[Tensor | None]) -> None:
         """From the gradient of a chunk's logits to hidden states and heads."""

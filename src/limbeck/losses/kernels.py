@@ -10,6 +10,7 @@ so most kernels only have to say what phi and a are.
 """
 
 from collections.abc import Callable
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -25,7 +26,7 @@ Kernel = Callable[..., tuple[Tensor, Tensor]]
 
 
 class Softened:
-    """Logits of r rows divided by a temperature; softmax and normaliser are computed once.
+    """Logits of r rows divided by a temperature; what is made of them is made once.
 
     Attributes:
         logits: [r, v] float32 or float64.
@@ -33,30 +34,22 @@ class Softened:
 
     def __init__(self, logits: Tensor) -> None:
         self.logits = logits
-        self._probabilities: Tensor | None = None
-        self._normaliser: Tensor | None = None
 
-    @property
+    @cached_property
+    def log_probabilities(self) -> Tensor:
+        """[r, v] log softmax; not to be changed in place."""
+        return self.logits.log_softmax(-1)
+
+    @cached_property
     def probabilities(self) -> Tensor:
         """[r, v] softmax; not to be changed in place."""
-        if self._probabilities is None:
-            self._probabilities = self.logits.softmax(-1)
-        return self._probabilities
-
-    @property
-    def normaliser(self) -> Tensor:
-        """[r] log sum exp: the largest logit less its log-probability."""
-        if self._normaliser is None:
-            self._normaliser = self.logits.amax(-1) - self.probabilities.amax(-1).log()
-        return self._normaliser
+        return self.log_probabilities.exp()
 
 
 def forward_kl(student: Softened, teacher: Softened) -> tuple[Tensor, Tensor]:
     """KL(p || q) and q - p."""
     p = teacher.probabilities
-    # The normalisers are the same for all columns, and p sums to 1.
-    value = _dot(p, teacher.logits - student.logits) - teacher.normaliser + student.normaliser
-    return value, student.probabilities - p
+    return _dot(p, _log_ratio(teacher, student)), student.probabilities - p
 
 
 def reverse_kl(student: Softened, teacher: Softened) -> tuple[Tensor, Tensor]:
@@ -133,7 +126,7 @@ def alpha_beta(
 ) -> tuple[Tensor, Tensor]:
     """The alpha-beta divergence; q a = q^beta (q^alpha - p^alpha) / alpha."""
     whole = alpha + beta
-    logp = teacher.logits - teacher.normaliser[:, None]
+    logp = teacher.log_probabilities
     ratio = _log_ratio(student, teacher)
     points = powers.nodes(alpha, beta, logp.dtype)
     if points is None:
@@ -182,7 +175,7 @@ def cross_entropy(student: Softened, label: Tensor) -> tuple[Tensor, Tensor]:
     """-log q[label] and q - onehot; rows without label (-100) give 0."""
     known = label != labels.IGNORE
     place = label.clamp(min=0)[:, None]
-    value = student.normaliser - student.logits.gather(-1, place).squeeze(-1)
+    value = -student.log_probabilities.gather(-1, place).squeeze(-1)
     gradient = student.probabilities * known[:, None]
     gradient.scatter_add_(-1, place, -known[:, None].to(gradient))
     return value.masked_fill(~known, 0.0), gradient
@@ -199,7 +192,7 @@ def sparse_kl(student: Softened, teacher: Sparse, *, tail: bool = True) -> tuple
         mass = mass / mass.sum(-1, keepdim=True).clamp(min=torch.finfo(mass.dtype).tiny)
         constant, rest = torch.xlogy(mass, mass).sum(-1), torch.zeros_like(rest)
     total = mass.sum(-1) + rest if tail else (mass.sum(-1) > 0).to(mass)
-    logq = student.logits.gather(-1, teacher.ids) - student.normaliser[:, None]
+    logq = student.log_probabilities.gather(-1, teacher.ids)
     value = constant - torch.where(mass > 0, mass * logq, 0.0).sum(-1)
     gradient = q * total[:, None]
     if tail and bool((rest > 0).any()):
@@ -241,9 +234,8 @@ def _relative(excess: Tensor) -> Tensor:
 
 
 def _log_ratio(over: Softened, under: Softened) -> Tensor:
-    """[r, v] log p - log q, from logits, so that equal logits give exactly 0."""
-    ratio = over.logits - under.logits
-    return ratio.sub_((over.normaliser - under.normaliser)[:, None])
+    """[r, v] log p - log q; equal logits give exactly 0."""
+    return over.log_probabilities - under.log_probabilities
 
 
 def _dot(first: Tensor, second: Tensor) -> Tensor:
