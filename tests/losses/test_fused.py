@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from limbeck import losses
-from limbeck.losses import chunks
+from limbeck.losses import chunks, fused
 from limbeck.losses.fused import (
     divergence_term,
     fused_linear_divergence,
@@ -149,6 +149,23 @@ def test_any_shape(n, v, extra, chunk, temperature, name, seed):
     got = found(tensors, weight, divergence=name, temperature=temperature, chunk=chunk, **own)
     for mine, theirs in zip(got, expected, strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-7, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", sorted(set(DIVERGENCES) - {"alpha_beta", "taid", "sorted_l1"}))
+def test_compiling_takes_a_block_whole(name, monkeypatch):
+    """From the logits to the gradient in their place without a break, or nothing is fused."""
+    torch._dynamo.reset()  # it compiles a function for so many occasions only
+    compiled = torch.compile(chunks.in_place, backend="eager", fullgraph=True, dynamic=True)
+    monkeypatch.setattr(fused, "compiled_block", lambda: compiled)
+    tensors, weight = case(), weights(37)
+    for option in ({}, {"temperature": 2.0, "soft_cap": 5.0, "labels": torch.arange(37)}):
+        option = {**option, "cross_entropy_weight": 0.5} if option else {}
+        both = [
+            found(tensors, weight, divergence=name, implementation=i, **option, **DIVERGENCES[name])
+            for i in ("compiled", "chunked")
+        ]
+        for mine, theirs in zip(*both, strict=True):
+            torch.testing.assert_close(mine, theirs)
 
 
 @pytest.mark.parametrize("implementation", ["chunked", "compiled", "naive"])

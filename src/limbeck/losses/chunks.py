@@ -126,15 +126,15 @@ class Work:
         teachers: Mapping[str, Projection | Tensor],
         terms: Sequence[RowTerm],
         chunk_rows: int | None,
-        compute: Callable[..., tuple[Tensor, Tensor]],
+        run: Callable[..., Tensor],
     ) -> None:
         self.student = _ready(student)
         self.teachers = {
             name: _ready(teacher) if isinstance(teacher, Projection) else teacher.detach()
             for name, teacher in teachers.items()
         }
-        self.terms, self.chunk_rows = terms, chunk_rows
-        self.compute = compute if all(term.kernel is not None for term in terms) else by_definition
+        self.terms, self.chunk_rows, self.run = terms, chunk_rows, run
+        self.has_kernels = all(term.kernel is not None for term in terms)
         device = student.hidden.device
         self.exact = torch.promote_types(student.hidden.dtype, torch.float32)
         self.weights = torch.stack([t.weight.to(device, self.exact) for t in terms])
@@ -166,9 +166,9 @@ class Work:
         logits = self._logits("", self.student, rows)
         theirs = {name: self._logits(name, t, rows) for name, t in self.teachers.items()}
         values = self._by_blocks(logits, theirs, rows)
-        if self.compute is not by_definition and not bool(values.isfinite().all()):
+        if self.has_kernels and not bool(values.isfinite().all()):
             # Where a model rules tokens out, the definition knows what to do: from here on.
-            self.compute = by_definition
+            self.has_kernels = False
             logits = self._logits("", self.student, rows)
             values = self._by_blocks(logits, theirs, rows)
         weights = self.weights[:, rows]
@@ -179,20 +179,14 @@ class Work:
         """Losses [k, c] of a chunk; their gradient takes the place of its logits."""
         elements = BLOCK_ELEMENTS.get(logits.device.type, LARGE_BLOCK_ELEMENTS)
         step = max(1, elements // logits.shape[1])
-        others = {name: t.split(step) for name, t in theirs.items()}
-        pulls = self.pulls[:, rows].split(step, 1)
         # Written in place: what outlives a block must not come to lie between its temporaries.
         values = self.pulls.new_empty(len(self.terms), len(rows))
-        parts = zip(logits.split(step), rows.split(step), values.split(step, 1), strict=True)
-        for i, (block, index, value) in enumerate(parts):
-            shaped = _shaped(block.to(self.exact), self.student)
-            teachers = {
-                name: _shaped(t[i].to(self.exact), self.teachers[name])
-                for name, t in others.items()
-            }
-            found, gradient = self.compute(shaped, teachers, self.terms, pulls[i], index)
-            block.copy_(_unshaped(gradient, shaped, self.student))
-            value.copy_(found)
+        run, losses = (self.run, by_kernels) if self.has_kernels else (in_place, by_definition)
+        for first in range(0, len(rows), step):
+            part = slice(first, first + step)
+            others = {name: t[part] for name, t in theirs.items()}
+            index = rows[part]
+            values[:, part] = run(losses, self, logits[part], others, self.pulls[:, index], index)
         return values
 
     def _logits(self, name: str, of: Projection | Tensor, rows: Tensor) -> Tensor:
@@ -237,6 +231,25 @@ class Work:
             low_hidden[rows] = (gradient @ student.low_weight).to(low_hidden.dtype)
         if low_weight is not None:
             _add_outer(low_weight, gradient, student.low_hidden[rows])
+
+
+def in_place(
+    losses: Callable[..., tuple[Tensor, Tensor]],
+    work: Work,
+    logits: Tensor,
+    theirs: Mapping[str, Tensor],
+    pulls: Tensor,
+    rows: Tensor,
+) -> Tensor:
+    """Losses [k, r] of a block; their gradient takes the place of its logits.
+
+    `losses` is `by_kernels` or `by_definition`, and the last three are as there.
+    """
+    shaped = _shaped(logits.to(work.exact), work.student)
+    teachers = {name: _shaped(t.to(work.exact), work.teachers[name]) for name, t in theirs.items()}
+    values, gradient = losses(shaped, teachers, work.terms, pulls, rows)
+    logits.copy_(_unshaped(gradient, shaped, work.student))
+    return values
 
 
 def by_kernels(

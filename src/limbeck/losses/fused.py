@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from limbeck.losses import kernels
-from limbeck.losses.chunks import Chunked, RowTerm, Work, by_kernels
+from limbeck.losses.chunks import Chunked, RowTerm, Work, in_place
 from limbeck.losses.divergences import adaptive_kl
 from limbeck.losses.labels import cross_entropy
 from limbeck.losses.projection import Projection
@@ -230,18 +230,18 @@ def sum_over_rows(
         raise ValueError(
             f"no implementation {implementation!r}; one of: {', '.join(IMPLEMENTATIONS)}"
         )
-    used = compiled_kernels() if implementation == "compiled" else by_kernels
+    run = compiled_block() if implementation == "compiled" else in_place
     parts = (student.hidden, student.weight, student.bias, student.low_hidden, student.low_weight)
     # Within a model's autocast, products of float32 would be rounded to half precision.
     with torch.autocast(student.device.type, enabled=False):
-        work = Work(student, teachers, terms, chunk, used)
+        work = Work(student, teachers, terms, chunk, run)
         return Chunked.apply(work, *parts)  # pyright: ignore[reportReturnType]  # torch says Any
 
 
 @functools.cache
-def compiled_kernels() -> Callable[..., tuple[Tensor, Tensor]]:
-    """`by_kernels` through `torch.compile`, which makes a few passes of its many."""
-    return torch.compile(by_kernels, dynamic=True)
+def compiled_block() -> Callable[..., Tensor]:
+    """`in_place` through `torch.compile`, which makes a few passes of its many."""
+    return torch.compile(in_place, dynamic=True)
 
 
 def _naive(

@@ -10,7 +10,6 @@ so most kernels only have to say what phi and a are.
 """
 
 from collections.abc import Callable
-from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -32,18 +31,25 @@ class Softened:
         logits: [r, v] float32 or float64.
     """
 
+    # No cached_property: its lock is more than `torch.compile` can follow.
     def __init__(self, logits: Tensor) -> None:
         self.logits = logits
+        self._log_probabilities: Tensor | None = None
+        self._probabilities: Tensor | None = None
 
-    @cached_property
+    @property
     def log_probabilities(self) -> Tensor:
         """[r, v] log softmax; not to be changed in place."""
-        return self.logits.log_softmax(-1)
+        if self._log_probabilities is None:
+            self._log_probabilities = self.logits.log_softmax(-1)
+        return self._log_probabilities
 
-    @cached_property
+    @property
     def probabilities(self) -> Tensor:
         """[r, v] softmax; not to be changed in place."""
-        return self.log_probabilities.exp()
+        if self._probabilities is None:
+            self._probabilities = self.log_probabilities.exp()
+        return self._probabilities
 
 
 def forward_kl(student: Softened, teacher: Softened) -> tuple[Tensor, Tensor]:
