@@ -298,6 +298,10 @@ FIT_ERRORS = {
         "student.layers: only goes with `from`",
     ),
     "frozen": ({"student": CausalStudent(name="a", quantize="4bit")}, "student.quantize: "),
+    "flash": (
+        {"student": CausalStudent(name="a", attention="flash_attention_2")},
+        "student.attention: wants `dtype: bfloat16` or `float16` beside it",
+    ),
     "teacher of labels": (
         {"terms": (Term(objective=CrossEntropy(), teacher="big"),)},
         "terms.0.teacher: cross_entropy listens to no teacher",

@@ -11,6 +11,7 @@ from limbeck.core.registry import register
 from limbeck.core.types import Needs
 
 DType = Literal["float32", "bfloat16", "float16"]
+Attention = Literal["eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention"]
 Positive = Annotated[int, Field(gt=0)]
 
 
@@ -41,6 +42,7 @@ class CausalStudent:
         revision: branch, tag or commit on the hub.
         max_length: tokens a sample may have; longer ones are cut, and that is counted.
         dtype: in which the forward pass computes. Trained weights are kept in float32.
+        attention: the kernel; by default the one that transformers takes.
         lora: train low-rank adapters instead of all weights.
         quantize: load frozen base weights in 4 or 8 bit (bitsandbytes); asks for `lora`.
         gradient_checkpointing: recompute activations in the backward pass to save memory.
@@ -56,6 +58,7 @@ class CausalStudent:
     revision: str | None = None
     max_length: Annotated[int, Field(ge=2)] = 1024
     dtype: DType = "float32"
+    attention: Attention | None = None
     lora: Lora | None = None
     quantize: Literal["4bit", "8bit"] | None = None
     gradient_checkpointing: bool = False
@@ -75,6 +78,7 @@ class LocalTeacher:
         dtype: of its weights; `auto` keeps the stored one.
         max_length: tokens of a sample that it reads where its tokenizer is another than the
             student's; by default as many as the student.
+        attention: the kernel; by default the one that transformers takes.
         device: such as `cuda:1` or `cpu`; by default the student's.
         quantize: load weights in 4 or 8 bit (bitsandbytes).
         trust_remote_code: let the model's folder bring Python code that is then executed.
@@ -89,6 +93,7 @@ class LocalTeacher:
     revision: str | None = None
     dtype: DType | Literal["auto"] = "auto"
     max_length: Annotated[int | None, Field(ge=2)] = None
+    attention: Attention | None = None
     device: str | None = None
     quantize: Literal["4bit", "8bit"] | None = None
     trust_remote_code: bool = False

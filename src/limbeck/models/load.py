@@ -29,6 +29,7 @@ def load_teacher(spec: LocalTeacher, device: torch.device, max_length: int) -> C
     """A frozen model in evaluation mode, on its own device where it names one."""
     module = _pretrained(spec, spec.name, "auto" if spec.dtype == "auto" else DTYPES[spec.dtype])
     module.requires_grad_(False).eval()
+    _attend(module, spec)
     if spec.quantize is None:  # bitsandbytes has already placed a quantized one
         module.to(torch.device(spec.device) if spec.device else device)
     return CausalModel(
@@ -68,7 +69,8 @@ def as_student(
     device: torch.device,
     seed: int,
 ) -> CausalModel:
-    """A model made ready to train as `spec` says: adapters, checkpointing, device, compilation."""
+    """A model made ready to train as `spec` says: kernels, adapters, device, compilation."""
+    _attend(module, spec)
     if spec.lora is not None:
         with seeded(seed, "adapters"):
             module = with_adapters(module, spec.lora, quantized=spec.quantize is not None)
@@ -160,6 +162,17 @@ def _pretrained(spec: Spec, name: str, dtype: torch.dtype | str) -> Any:
         )
     except (OSError, ValueError, RuntimeError, ImportError) as error:
         raise ModelError(f"{name}: cannot be loaded: {' '.join(str(error).split())}") from error
+
+
+def _attend(module: Any, spec: Spec) -> None:
+    """Let the model use the kernel for attention that is asked for."""
+    if spec.attention is None:
+        return
+    try:
+        module.set_attn_implementation(spec.attention)
+    except (ImportError, ValueError) as error:
+        why = " ".join(str(error).split())[:300]
+        raise ModelError(f"attention: {spec.attention} cannot be used here: {why}") from error
 
 
 def _quantization(kind: str) -> Any:

@@ -83,6 +83,8 @@ def _fit_student(recipe: Recipe, document: Document) -> None:
         )
     if student.quantize and not student.lora:
         raise document.error("student.quantize", "frozen weights need `lora` to train something")
+    if student.dtype == "float32" and "flash" in (student.attention or ""):
+        raise document.error("student.attention", "wants `dtype: bfloat16` or `float16` beside it")
 
 
 def _ensembles(recipe: Recipe) -> list[str]:

@@ -1,0 +1,60 @@
+"""From a recipe's words to a model: which kernel attends."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from limbeck.core.errors import ModelError
+from limbeck.core.specs import CausalStudent, LocalTeacher
+from limbeck.models.load import load_student, load_teacher
+
+# Of transformers, where it asks for flex attention.
+pytestmark = pytest.mark.filterwarnings("ignore:_compile flag:DeprecationWarning")
+
+CPU = torch.device("cpu")
+LLAMA = {
+    "model_type": "llama",
+    "hidden_size": 16,
+    "intermediate_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+}
+GPT2 = {"model_type": "gpt2", "n_embd": 16, "n_layer": 1, "n_head": 2}
+KERNELS = ["eager", "sdpa", "flex_attention"]
+
+
+def used(model):
+    return model.transformer.config._attn_implementation
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_a_teacher_attends_as_asked(kernel, tiny_teacher):
+    spec = LocalTeacher(name=str(tiny_teacher), attention=kernel)
+    assert used(load_teacher(spec, CPU, 64)) == kernel
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("way", ["pretrained", "cut", "new"])
+def test_a_student_attends_as_asked_however_it_is_made(way, kernel, tiny_teacher, tokenizer):
+    spec = {
+        "pretrained": CausalStudent(name=str(tiny_teacher), attention=kernel),
+        "cut": CausalStudent(from_="big", layers=(0,), attention=kernel),
+        "new": CausalStudent(config=LLAMA, tokenizer=str(tiny_teacher), attention=kernel),
+    }[way]
+    teachers = {"big": LocalTeacher(name=str(tiny_teacher))}
+    student = load_student(spec, teachers, CPU, seed=0)
+    assert used(student) == kernel
+    assert used(load_student(replace(spec, attention=None), teachers, CPU, seed=0)) == "sdpa"
+
+
+@pytest.mark.parametrize(
+    ("config", "kernel"), [(LLAMA, "flash_attention_2"), (GPT2, "flex_attention")]
+)
+def test_a_kernel_that_is_not_there_is_named_in_one_line(config, kernel, tiny_teacher):
+    if torch.cuda.is_available() and "flash" in kernel:
+        pytest.skip("it may be there")
+    spec = CausalStudent(config=config, tokenizer=str(tiny_teacher), attention=kernel)
+    with pytest.raises(ModelError, match=f"^attention: {kernel} cannot be used here: ") as caught:
+        load_student(spec, {}, CPU, seed=0)
+    assert "\n" not in str(caught.value)
