@@ -6,10 +6,8 @@ student's two. Peers are called as their own trainers call them, with their defa
 """
 
 import math
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -136,21 +134,23 @@ def liger(chunk_rows: int | None) -> Callable[[str], Loss]:
     return make
 
 
-def limbeck(divergence: str) -> Loss:
-    """Ours, as the training loop calls it. `LIMBECK_FUSED` may hold more keyword arguments."""
-    import json
+def limbeck(implementation: str) -> Callable[[str], Loss]:
+    """Ours, as the training loop calls it; `train.logits` says which implementation."""
 
-    from limbeck.losses.fused import fused_linear_divergence
+    def make(divergence: str) -> Loss:
+        from limbeck.losses.fused import fused_linear_divergence
 
-    options: dict[str, Any] = json.loads(os.environ.get("LIMBECK_FUSED", "{}"))
+        def loss(x: Tensor, head: Tensor, y: Tensor, teacher_head: Tensor) -> Tensor:
+            return fused_linear_divergence(
+                *(x, head, y, teacher_head),
+                divergence=divergence,
+                row_weight=torch.full((len(x),), 1 / len(x)),
+                implementation=implementation,
+            )
 
-    def loss(x: Tensor, head: Tensor, y: Tensor, teacher_head: Tensor) -> Tensor:
-        weight = torch.full((len(x),), 1 / len(x))
-        return fused_linear_divergence(
-            x, head, y, teacher_head, divergence=divergence, row_weight=weight, **options
-        )
+        return loss
 
-    return loss
+    return make
 
 
 IMPLEMENTATIONS: dict[str, Implementation] = {
@@ -173,5 +173,13 @@ IMPLEMENTATIONS: dict[str, Implementation] = {
     "liger-256": Implementation(
         "Liger, 256-row chunks", liger(256), {"float32": 0.0, "bfloat16": 0.0}, 3e9
     ),
-    "limbeck": Implementation("**limbeck**", limbeck, {"float32": 0.0, "bfloat16": 0.0}, 2e9),
+    "limbeck": Implementation(
+        "**limbeck**", limbeck("auto"), {"float32": 0.0, "bfloat16": 0.0}, 2e9
+    ),
+    "limbeck-compiled": Implementation(
+        "**limbeck**, `logits: compiled`",
+        limbeck("compiled"),
+        {"float32": 0.0, "bfloat16": 0.0},
+        2e9,
+    ),
 }
