@@ -9,6 +9,7 @@ with `--docs` those of the documentation.
 import argparse
 import importlib
 import json
+import math
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -123,7 +124,11 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
 
 
 def cache_size_table(results: dict[str, Any]) -> str:
-    """What a token takes on disk, ours beside theirs at the same k and about the same error."""
+    """What a token takes on disk, ours beside theirs at the same k and about the same error.
+
+    Where tokens do not repeat, which k of the v ids were kept cannot be said in fewer than
+    log2 (v choose k) bits by anybody: the last lines.
+    """
     rows: list[list[str]] = []
     for name, teacher in results["teachers"].items():
         for line in teacher["lines"]:
@@ -139,8 +144,24 @@ def cache_size_table(results: dict[str, Any]) -> str:
                     "" if mean is None else f"{mean:.4f}",
                 ]
             )
+    rare = results["teachers"].get("uniform ids", {"lines": []})
+    theirs = {
+        int(line["what"].removeprefix("top-")): line["bytes_per_token"]
+        for line in rare["lines"]
+        if line["who"].startswith("DistillKit")
+    }
+    for k, taken in theirs.items():
+        bound = least_bytes(rare["vocabulary"], k)
+        cells = ["uniform ids", f"which {k} ids, nothing else", "the least possible"]
+        rows.append([*cells, f"{bound:.1f}", f"{bound / taken:.0%}", ""])
     header = ["teacher", "kept", "by", "bytes/token", "of theirs", "mean error, nats"]
     return markdown(header, rows)
+
+
+def least_bytes(vocabulary: int, k: int) -> float:
+    """Bytes of log2 (vocabulary choose k) bits."""
+    sets = math.lgamma(vocabulary + 1) - math.lgamma(k + 1) - math.lgamma(vocabulary - k + 1)
+    return sets / math.log(2) / 8
 
 
 def cache_quality_table(results: dict[str, Any]) -> str:
@@ -171,6 +192,8 @@ def of_script(name: str) -> Callable[[dict[str, Any]], str]:
 
 TABLES |= {
     "cache_size": cache_size_table,
+    "cache_size_models": cache_size_table,
+    "fused_loss_amx": fused_loss_table,
     "cache_quality": cache_quality_table,
     "white_box": white_box_table,
     "cross_tokenizer": cross_tokenizer_table,
@@ -223,6 +246,9 @@ def write_readme() -> None:
 
 
 COMPARISONS = {
+    "cache_size": "cache.md",
+    "cache_size_models": "cache.md",
+    "fused_loss_amx": "../benchmarks/README.md",
     "cross_tokenizer": "methods.md",
     "white_box": "methods.md",
     "own_words": "methods/own_words.md",
