@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from transformers import PreTrainedModel
 
 from limbeck.core.errors import ModelError
 from limbeck.core.specs import CausalStudent, LocalTeacher
@@ -48,13 +49,23 @@ def test_a_student_attends_as_asked_however_it_is_made(way, kernel, tiny_teacher
     assert used(load_student(replace(spec, attention=None), teachers, CPU, seed=0)) == "sdpa"
 
 
-@pytest.mark.parametrize(
-    ("config", "kernel"), [(LLAMA, "flash_attention_2"), (GPT2, "flex_attention")]
-)
-def test_a_kernel_that_is_not_there_is_named_in_one_line(config, kernel, tiny_teacher):
-    if torch.cuda.is_available() and "flash" in kernel:
-        pytest.skip("it may be there")
-    spec = CausalStudent(config=config, tokenizer=str(tiny_teacher), attention=kernel)
+def refused(config, kernel, tokenizer):
+    spec = CausalStudent(config=config, tokenizer=tokenizer, attention=kernel)
     with pytest.raises(ModelError, match=f"^attention: {kernel} cannot be used here: ") as caught:
         load_student(spec, {}, CPU, seed=0)
-    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_a_kernel_that_a_model_does_not_know_is_named_in_one_line(tiny_teacher):
+    said = refused(GPT2, "flex_attention", str(tiny_teacher))
+    assert "GPT2" in said
+    assert "\n" not in said
+
+
+def test_a_kernel_whose_package_is_missing_is_named_in_one_line(tiny_teacher, monkeypatch):
+    def missing(self, kernel):
+        raise ImportError(f"{kernel} is toggled on\n\n  but its package is not installed")
+
+    monkeypatch.setattr(PreTrainedModel, "set_attn_implementation", missing)
+    said = refused(LLAMA, "flash_attention_2", str(tiny_teacher))
+    assert said.endswith("flash_attention_2 is toggled on but its package is not installed")

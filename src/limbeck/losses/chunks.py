@@ -116,6 +116,8 @@ class Chunked(torch.autograd.Function):
 class Work:
     """What one call needs: buffers, weights, sums.
 
+    `run` is `in_place`, or that function compiled: the rest is the same for both.
+
     Within, gradients are divided by `norm`, the largest weight, so that float16 can hold them. It
     is a power of two: multiplying by it again rounds nothing.
     """
@@ -241,9 +243,17 @@ def in_place(
     pulls: Tensor,
     rows: Tensor,
 ) -> Tensor:
-    """Losses [k, r] of a block; their gradient takes the place of its logits.
+    """Losses of a block, whose gradient takes the place of its logits; `Work` runs it per block.
 
-    `losses` is `by_kernels` or `by_definition`, and the last three are as there.
+    Args:
+        losses: `by_kernels` or `by_definition`.
+        work: whose terms, scales and soft caps are meant.
+        logits: [r, v] of the student, before scale and cap; overwritten.
+        theirs: [r, w] logits by teacher, before scale and cap.
+        pulls, rows: as in `by_kernels`.
+
+    Returns:
+        [k, r] values; not finite where `by_kernels` met logits that are not.
     """
     shaped = _shaped(logits.to(work.exact), work.student)
     teachers = {name: _shaped(t.to(work.exact), work.teachers[name]) for name, t in theirs.items()}
