@@ -135,7 +135,7 @@ def test_made_of_what_a_run_knows() -> None:
         "recipe_sha256": "ab",
         "student": {"name": "tiny", "parameters": 10},
         "arms": Arms(after={"gsm": share(0.4)}),
-        "batches": SimpleNamespace(truncated_tokens=7, dropped_samples=2),
+        "preparation": SimpleNamespace(truncated_tokens=7, dropped_samples=2),
         "peak_memory_bytes": 99,
     }
     report = make_report(

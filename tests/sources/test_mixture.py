@@ -6,7 +6,7 @@ import pytest
 
 from limbeck.core.errors import RecipeError
 from limbeck.sources.dataset import Dataset
-from limbeck.sources.mixture import Mixture
+from limbeck.sources.mixture import Mixture, MixtureStream
 
 
 def data(tmp_path, name, count, size=1):
@@ -63,3 +63,21 @@ def test_wrong_shares_are_refused(tmp_path):
         Mixture(of=(data(tmp_path, "a", 12),), shares=(1, 2))
     with pytest.raises(RecipeError, match="no source"):
         Mixture(of=())
+
+
+class Looking:
+    """A source that is told of each step."""
+
+    def __init__(self):
+        self.ahead, self.holdout, self.told = True, [], []
+
+    def on_step(self, step):
+        self.told.append(step)
+
+
+def test_it_looks_on_where_a_part_does(tmp_path):
+    plain = data(tmp_path, "a", 12).open(0)
+    assert not hasattr(MixtureStream([plain, plain], (1, 1), 0), "on_step")
+    looking = Looking()
+    MixtureStream([plain, looking], (1, 1), 0).on_step("a step")
+    assert looking.told == ["a step"]

@@ -31,7 +31,9 @@ from limbeck.teachers.identity import difference, stamps, weight_files, weights_
 from limbeck.teachers.keep import KEEPERS, draw, join, keeper
 from limbeck.teachers.parts import parts
 from limbeck.teachers.store import Store
+from limbeck.train import prepare
 from limbeck.train.loop import Trainer
+from limbeck.train.worker import Worker
 
 CPU = torch.device("cpu")
 LOGITS = frozenset({"logits"})
@@ -467,6 +469,23 @@ def test_training_from_exact_logits_is_training_from_the_teacher(
     cached, live = losses_of(tmp_path / "cached"), losses_of(tmp_path / "live")
     assert cached == pytest.approx(live, rel=1e-4)
     assert len(set(live)) == len(live)
+
+
+@pytest.mark.parametrize("keep", OBJECTIVES)
+def test_reading_in_another_process_changes_no_bit(recipe_of, tmp_path, monkeypatch, keep):
+    forked = []
+
+    def counted(*arguments, **named):
+        forked.append(Worker(*arguments, **named))
+        return forked[-1]
+
+    monkeypatch.setattr(prepare, "Worker", counted)
+    make_caches(recipe_of(keep))
+    for way in ("process", "thread"):
+        monkeypatch.setattr(prepare, "can_work_beside", lambda way=way: way == "process")
+        run(recipe_of(keep), tmp_path / way)
+    assert losses_of(tmp_path / "process") == losses_of(tmp_path / "thread")
+    assert len(forked) == (keep != "hidden")  # a head is not sent with every step
 
 
 def test_the_model_is_loaded_for_measurements_alone(recipe_of, monkeypatch, tmp_path):

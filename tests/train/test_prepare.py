@@ -1,6 +1,9 @@
 """Steps prepared ahead are the same steps, and the stream stands where the last one was taken."""
 
 import logging
+import os
+import signal
+import time
 from dataclasses import dataclass, replace
 
 import pytest
@@ -9,10 +12,20 @@ import torch
 from limbeck.core.term import Term
 from limbeck.core.types import NO_OFFSET, Pairing, Sample, Signals, Spans, Turn
 from limbeck.models.load import load_student, load_teacher
+from limbeck.train import prepare
 from limbeck.train.batches import Batches, Item
-from limbeck.train.prepare import NAMED_SAMPLES, Preparation, _usable, _without_idle
+from limbeck.train.prepare import NAMED_SAMPLES, Preparation
+from limbeck.train.rows import usable, without_idle
+from limbeck.train.worker import WorkerDied
 
 CPU = torch.device("cpu")
+
+
+@pytest.fixture(params=["process", "thread"])
+def way(request, monkeypatch):
+    """Where steps are made."""
+    monkeypatch.setattr(prepare, "can_work_beside", lambda: request.param == "process")
+    return request.param
 
 
 @pytest.fixture
@@ -45,7 +58,7 @@ def ids(micros):
     return [micro.views[None].ids.tolist() for micro in micros]
 
 
-def test_the_thread_changes_no_step(parts):
+def test_made_ahead_they_are_the_same_steps(way, parts):
     ahead, batches = parts(), parts().batches
     for _ in range(5):
         expected = [[item.encoding.ids for item in items] for items in batches.next(2)]
@@ -55,9 +68,14 @@ def test_the_thread_changes_no_step(parts):
             assert [
                 row[mask].tolist() for row, mask in zip(kept.ids, kept.attend, strict=True)
             ] == items
+        assert ahead.truncated_tokens == batches.truncated_tokens
+        assert ahead.dropped_samples == batches.dropped_samples
+    assert (ahead._worker is None) == (way == "thread")
+    # What the other process has drawn is not drawn here.
+    assert (ahead.batches.window == 0) == (way == "process")
 
 
-def test_the_place_is_that_of_the_step_handed_out(parts):
+def test_the_place_is_that_of_the_step_handed_out(way, parts):
     """A checkpoint after two steps goes on with the third, which waits already."""
     first = parts()
     for _ in range(2):
@@ -65,24 +83,111 @@ def test_the_place_is_that_of_the_step_handed_out(parts):
     place = first.state_dict()
     third = ids(first.next(more=True))
     again = parts()
+    again.next(more=True)
     again.load_state_dict(place)
     assert ids(again.next(more=True)) == third
     assert place != first.state_dict()
 
 
-def test_nothing_is_drawn_ahead_where_it_depends_on_the_student(parts):
+def test_what_is_cut_and_dropped_is_counted_wherever_steps_are_made(way, make_recipe):
+    recipe = make_recipe(student={"from": "teacher", "layers": [0], "max_length": 12})
+    student = load_student(recipe.student, recipe.teachers, CPU, 0)
+    batches = Batches(recipe.source.open(0), student, 200, 0)
+    fields = {"wanted": {}, "rank": 0, "processes": 1, "accumulate": 1, "pin": False}
+    preparation = Preparation(student, {}, [], batches, **fields)
+    preparation.next(more=True)
+    found = preparation.truncated_tokens, preparation.dropped_samples
+    again = Batches(recipe.source.open(0), student, 200, 0)
+    again.next(1)
+    assert found == (again.truncated_tokens, again.dropped_samples)
+    assert found[0] > 0
+    preparation.load_state_dict(preparation.state_dict())
+    assert preparation.truncated_tokens == preparation.batches.truncated_tokens
+    preparation.close()
+
+
+def test_nothing_is_drawn_ahead_where_it_depends_on_the_student(way, parts):
     preparation = parts(ahead=False)
     preparation.next(more=True)
     assert preparation.state_dict().items() >= preparation.batches.state_dict().items()
-    assert preparation._waiting is None
+    assert preparation._waiting is preparation._worker is None
 
 
-def test_an_error_in_the_thread_is_raised_where_the_step_is_taken(parts, monkeypatch):
+def test_an_error_is_raised_where_the_step_is_taken(way, parts, monkeypatch):
     preparation = parts()
-    preparation.next(more=False)
+    for _ in range(2):
+        preparation.next(more=False)
     monkeypatch.setattr(preparation.batches, "next", lambda parts: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         preparation.next(more=True)
+
+
+def test_where_the_process_dies_the_work_goes_on_here_and_no_step_is_lost(
+    parts, monkeypatch, caplog
+):
+    monkeypatch.setattr(prepare, "can_work_beside", lambda: True)
+    whole, broken = parts(), parts()
+    expected = [ids(whole.next(more=True)) for _ in range(20)]
+    found = [ids(broken.next(more=True)) for _ in range(2)]
+    os.kill(broken._worker._process.pid, signal.SIGKILL)
+    found += [ids(broken.next(more=True)) for _ in range(18)]
+    assert found == expected
+    (said,) = [record.getMessage() for record in caplog.records]
+    assert said == "the process that prepares steps ended (exit code -9); this one goes on"
+    assert broken._worker is None
+
+
+def test_where_none_can_be_made_a_thread_does_it(parts, monkeypatch):
+    monkeypatch.setattr(prepare, "can_work_beside", lambda: True)
+
+    def full(*_, **__):
+        raise OSError("cannot allocate memory")
+
+    monkeypatch.setattr(prepare, "Worker", full)
+    preparation = parts()
+    preparation.next(more=True)
+    assert preparation._waiting is not None
+
+
+def test_a_thread_that_waits_for_the_process_is_let_go(parts, monkeypatch, caplog):
+    """With a GPU a thread takes what the process made, and may be at it when all ends."""
+    monkeypatch.setattr(prepare, "can_work_beside", lambda: True)
+    monkeypatch.setattr(prepare, "_pinned", lambda made: made)
+    preparation = parts()
+    preparation.pin = True
+    preparation.next(more=True)
+    preparation.next(more=True)
+    preparation._waiting.result()
+    take = preparation._worker.next
+    monkeypatch.setattr(preparation._worker, "next", lambda: list(iter(take, None)))  # for ever
+    waiting = preparation._waiting = preparation.thread.submit(preparation._take)
+    while not waiting.running():
+        time.sleep(0.01)
+    preparation.close()
+    assert isinstance(waiting.exception(10), WorkerDied)
+    assert not caplog.records
+
+
+class Bound:
+    """A source or a teacher of which only one thing matters here."""
+
+    def __init__(self, **fields):
+        self.__dict__.update(fields)
+
+
+@pytest.mark.parametrize(
+    ("source", "readers", "expected"),
+    [
+        (Bound(ahead=True), [], True),
+        (Bound(ahead=True), [Bound(), Bound(ahead=True, apart=True)], True),
+        (Bound(ahead=False), [], False),
+        (Bound(ahead=True, on_step=print), [], False),
+        (Bound(ahead=True), [Bound(ahead=True)], False),  # a server
+        (Bound(ahead=True), [Bound(ahead=True, apart=False)], False),  # a cache with a head
+    ],
+)
+def test_what_is_bound_to_this_process_keeps_the_work_here(source, readers, expected):
+    assert prepare._movable(source, readers) == expected
 
 
 class Silent:
@@ -275,15 +380,15 @@ def test_a_span_counts_where_the_teacher_knows_all_its_rows():
     student, teacher = spans([0], [1, 2], [3]), spans([0, 1], [2], [4, 5, 6])
     pairing = Pairing(student=student, teacher=teacher, weight=torch.ones(3), unit="span")
     heard = Signals(labels=torch.zeros(7).long(), valid=torch.arange(7) != 5)
-    usable = _usable(pairing, heard)
-    assert usable.weight.tolist() == [1, 1, 0]
-    dense = _without_idle(usable)
+    found = usable(pairing, heard)
+    assert found.weight.tolist() == [1, 1, 0]
+    dense = without_idle(found)
     assert (dense.student.rows.tolist(), dense.teacher.rows.tolist()) == ([0, 1, 2], [0, 1, 2])
     # Row 3, of which no span is made, is not missed.
     heard = Signals(labels=torch.zeros(7).long(), valid=torch.arange(7) != 3)
-    assert _usable(pairing, heard).weight.tolist() == [1, 1, 1]
+    assert usable(pairing, heard).weight.tolist() == [1, 1, 1]
     heard = Signals(labels=torch.zeros(7).long(), valid=torch.arange(7) != 0)
-    dense = _without_idle(_usable(pairing, heard))
+    dense = without_idle(usable(pairing, heard))
     assert (dense.student.rows.tolist(), dense.student.span.tolist()) == ([1, 2, 3], [0, 0, 1])
     assert (dense.teacher.rows.tolist(), dense.teacher.span.tolist()) == (
         [2, 4, 5, 6],

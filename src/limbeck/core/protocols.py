@@ -12,7 +12,12 @@ from limbeck.core.types import Encoding, Needs, Sample, Sampling, Signals, Unit,
 
 @runtime_checkable
 class Reader(Protocol):
-    """Scores given text. `vocabulary` is a fingerprint: equal ones mean the same tokenizer."""
+    """Scores given text. `vocabulary` is a fingerprint: equal ones mean the same tokenizer.
+
+    A reader may have more. `ahead` says that it may read before its step is due, beside other work;
+    `apart`, that it may do so in a process forked from this one: it uses no device, thread or
+    connection then, and what it counts is lost.
+    """
 
     name: str
     vocabulary: str
@@ -180,7 +185,8 @@ class Source(Protocol):
     """An endless, resumable stream of samples.
 
     `ahead` says whether samples may be drawn before they are needed, which lets batches group
-    them by length; a source that depends on the student's present weights says False.
+    them by length; a source that depends on the student's present weights says False. They may
+    then be drawn in a process forked from this one, unless the source has `on_step`.
 
     A source may have more: `bind(student, teachers, mesh)` is called before the first sample is
     drawn, with the models that train and teach (see `Speaking`) and the processes; `on_step` makes

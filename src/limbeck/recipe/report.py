@@ -23,8 +23,8 @@ from limbeck.evals.score import Better, Interval, Score
 
 if TYPE_CHECKING:  # a report can be read without what trains
     from limbeck.recipe.schema import Recipe
-    from limbeck.train.batches import Batches
     from limbeck.train.loop import State
+    from limbeck.train.prepare import Preparation
 
 ARMS = ("teacher", "before", "control", "after")
 """The teacher; the student before training; trained on labels alone; and distilled."""
@@ -290,7 +290,7 @@ def make_report(
     student: Mapping[str, Any],
     arms: Arms,
     state: "State",
-    batches: "Batches",
+    preparation: "Preparation",
     speeds: Mapping[str, float | None],
     peak_memory_bytes: int | None,
     devices: int = 1,
@@ -304,7 +304,7 @@ def make_report(
         student: `name` and `parameters`.
         arms: what the evaluations found.
         state: where training ended.
-        batches: counts what was cut off and dropped.
+        preparation: counts what was cut off and dropped.
         speeds: tokens written a second by `teacher` and `student`.
         peak_memory_bytes: of one device.
         devices: that trained.
@@ -325,8 +325,8 @@ def make_report(
             padding_share=1 - state.tokens / state.positions if state.positions else None,
             peak_memory_bytes=peak_memory_bytes,
             skipped_steps=state.skipped,
-            truncated_tokens=batches.truncated_tokens,
-            dropped_samples=batches.dropped_samples,
+            truncated_tokens=preparation.truncated_tokens,
+            dropped_samples=preparation.dropped_samples,
             unaligned_samples=state.unaligned,
         ),
         speed=speed,

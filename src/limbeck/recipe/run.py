@@ -45,6 +45,7 @@ from limbeck.train.listeners import Display, Evaluate, Interruption, Metrics
 from limbeck.train.loop import State, Trainer, trained_parameters
 from limbeck.train.mesh import Mesh, whole_state
 from limbeck.train.optim import LossScale, adamw, rate_factor
+from limbeck.train.prepare import Preparation
 from limbeck.train.profile import Profile
 
 log = logging.getLogger(__name__)
@@ -136,7 +137,7 @@ class Arm:
 
     student: CausalModel
     state: State
-    batches: Batches
+    preparation: Preparation
 
 
 class _Run:
@@ -219,7 +220,7 @@ class _Run:
             student={"name": arm.student.name, "parameters": self.facts.student.parameters},
             arms=Arms(**scores),
             state=arm.state,
-            batches=arm.batches,
+            preparation=arm.preparation,
             speeds=speeds,
             peak_memory_bytes=peak_memory(self.mesh.device),
             devices=self.mesh.size,
@@ -363,7 +364,7 @@ class _Run:
                     checkpoints.save()
                     log.info("a checkpoint of step %d was written; %s", trainer.state.step, advice)
                 raise
-        return Arm(student, trainer.state, batches)
+        return Arm(student, trainer.state, trainer.preparation)
 
     def curve(self, student: CausalModel) -> Any:
         """Measures agreement on a few held-out samples, where there is a teacher to agree with."""

@@ -53,6 +53,10 @@ class MixtureStream:
         self.holdout: list[Sample] = [s for stream in self.streams for s in stream.holdout]
         self.drawn = 0
         self.inside: int | None = None  # whose group is being given
+        # Only where a part looks on: what does not may be drawn in another process.
+        self._lookers = [stream for stream in streams if hasattr(stream, "on_step")]
+        if self._lookers:
+            self.on_step = self._tell
 
     def __iter__(self) -> Iterator[Sample]:
         return self
@@ -76,11 +80,10 @@ class MixtureStream:
             if hasattr(inner, "bind"):
                 inner.bind(student, teachers, mesh)
 
-    def on_step(self, step: Any) -> None:
+    def _tell(self, step: Any) -> None:
         """Pass on what step it is."""
-        for inner in self.streams:
-            if hasattr(inner, "on_step"):
-                inner.on_step(step)
+        for inner in self._lookers:
+            inner.on_step(step)
 
     def tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
         """What changes in its parts; see `core.protocols.Carried`."""

@@ -30,7 +30,11 @@ class CacheReader:
         spec: what it keeps.
         tokenizer: what makes tokens of the samples, as when it was made.
         max_length: tokens kept of a sample.
-        device: where signals go.
+        device: where the head is kept, and what is read with it; all else is read to the CPU.
+
+    Attributes:
+        apart: whether another process may read: one that is forked cannot use a GPU, and a head is
+            not to be sent with every step.
     """
 
     ahead: ClassVar[bool] = True
@@ -45,13 +49,15 @@ class CacheReader:
         max_length: int,
         device: torch.device,
     ) -> None:
-        self.store, self.spec, self.device = store, spec, device
+        self.store, self.spec = store, spec
         self.name, self.offers = spec.of.name, spec.offers
         self.vocabulary = vocabulary_fingerprint(tokenizer)
         self.tokenizer, self.encoder = tokenizer, Encoder(tokenizer, max_length)
         sizes = store.extra
         self.keeper = keeper(spec, sizes["columns"], sizes["width"], sizes["dtype"])
         self.head = read_head(spec.path, sizes, device) if spec.keep == "hidden" else None
+        self.apart = self.head is None
+        self.device = torch.device("cpu") if self.apart else device
 
     def encode(self, sample: Sample) -> Encoding:
         """Tokenize one sample."""

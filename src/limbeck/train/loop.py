@@ -139,11 +139,18 @@ class Trainer:
             processes=self.mesh.size,
             accumulate=self.accumulate,
             pin=self.mesh.device.type == "cuda",
+            changing=self.changing,
         )
 
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """All that trains, by names that do not depend on how the student is wrapped."""
         return trained_parameters(self.student.module, self.terms)
+
+    def changing(self) -> Iterator[Tensor]:
+        """The tensors that a step changes in place."""
+        yield from self.parameters
+        for kept in self.optimizer.state.values():
+            yield from (value for value in kept.values() if isinstance(value, Tensor))
 
     def train(self) -> None:
         """Run to the last step, telling the listeners of each.
@@ -153,17 +160,20 @@ class Trainer:
                 weights are those of the last good step.
         """
         self.student.module.train()
-        while self.state.step < self.steps:
-            metrics = self.step()
-            step = Step(self.state.step, self.steps, metrics)
-            for listener in self.listeners:
-                listener.on_step(step)
-            if self.state.bad_in_a_row >= self.patience:
-                raise DivergedError(
-                    f"step {self.state.step}: loss or gradient was not finite "
-                    f"{self.patience} times in a row; the last good state was saved. Lower "
-                    "train.learning_rate, or look at the rows of these steps"
-                )
+        try:
+            while self.state.step < self.steps:
+                metrics = self.step()
+                step = Step(self.state.step, self.steps, metrics)
+                for listener in self.listeners:
+                    listener.on_step(step)
+                if self.state.bad_in_a_row >= self.patience:
+                    raise DivergedError(
+                        f"step {self.state.step}: loss or gradient was not finite "
+                        f"{self.patience} times in a row; the last good state was saved. Lower "
+                        "train.learning_rate, or look at the rows of these steps"
+                    )
+        finally:
+            self.preparation.close()
 
     @record_function("limbeck.step")
     def step(self) -> dict[str, float]:

@@ -1,13 +1,13 @@
-"""What a step needs before any model runs, made one step ahead in another thread.
+"""What a step needs before any model runs, made ahead in another process, or else in a thread.
 
 Tokenizing, padding, pairing rows and reading a cached teacher take no part of the model's time
-then. The thread draws from the source, so its place in the stream is that of the last step handed
-out, not of the one that waits.
+then. What draws from the source is ahead of the loop, so its place in the stream comes with each
+step that is handed out.
 """
 
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
@@ -17,10 +17,12 @@ from torch import Tensor
 from torch.profiler import record_function
 
 from limbeck.align.spans import alone, pair
-from limbeck.core.protocols import Reader
+from limbeck.core.protocols import Reader, Source
 from limbeck.core.term import Term
-from limbeck.core.types import Needs, Pairing, Sample, Signals, Spans, View
+from limbeck.core.types import Needs, Pairing, Sample, Signals, View
 from limbeck.train.batches import Batches, Item
+from limbeck.train.rows import of_channel, usable, without_first, without_idle, without_pair
+from limbeck.train.worker import Worker, WorkerDied, can_work_beside
 
 log = logging.getLogger(__name__)
 
@@ -47,8 +49,27 @@ class MicroBatch:
     unaligned: Sequence[Sequence[str]] = ()
 
 
+@dataclass(frozen=True)
+class Prepared:
+    """A step that can be taken.
+
+    Attributes:
+        micros: this process's micro-batches.
+        place: `Batches.state_dict` behind this step.
+        truncated_tokens, dropped_samples: of `Batches`, until now.
+    """
+
+    micros: list[MicroBatch]
+    place: Mapping[str, Any]
+    truncated_tokens: int
+    dropped_samples: int
+
+
 class Preparation:
     """Makes each step's micro-batches.
+
+    They are made ahead where the source allows it: in a process beside this one, unless something
+    that they need is bound to this one.
 
     Args:
         student: tokenizes for itself, and for teachers with the same tokenizer.
@@ -58,10 +79,12 @@ class Preparation:
         wanted: what is asked of each teacher.
         rank, processes, accumulate: which micro-batches of a step are this process's.
         pin: hold tensors in memory that a GPU can copy from while it computes.
+        changing: gives the tensors that training changes; nothing is prepared of them.
 
     Attributes:
         unaligned: by a term's label, samples so far that the term could not learn from, because no
             row of the student stands beside one of the teacher; of this process.
+        truncated_tokens, dropped_samples: of `Batches`, up to the last step that was handed out.
     """
 
     def __init__(
@@ -76,25 +99,48 @@ class Preparation:
         processes: int,
         accumulate: int,
         pin: bool,
+        changing: Callable[[], Iterable[Tensor]] = tuple,
     ) -> None:
         self.student, self.readers, self.terms, self.batches = student, readers, terms, batches
         self.wanted, self.processes, self.accumulate, self.pin = wanted, processes, accumulate, pin
+        self.changing = changing
         self.mine = slice(rank * accumulate, (rank + 1) * accumulate)
         self.thread = ThreadPoolExecutor(1, thread_name_prefix="prepare")
         self.unaligned = {term.label: 0 for term in terms}
-        self._waiting: Future[list[MicroBatch]] | None = None
-        self._place = batches.state_dict()
+        self.apart = can_work_beside() and _movable(batches.source, readers.values())
+        self._start()
+
+    def _start(self) -> None:
+        """Stand where the batches stand, with nothing made."""
+        self._waiting: Future[Prepared] | None = None
+        self._worker: Worker | None = None
+        self._place = self.batches.state_dict()
+        self.truncated_tokens = self.batches.truncated_tokens
+        self.dropped_samples = self.batches.dropped_samples
 
     @record_function("limbeck.prepare")
     def next(self, *, more: bool) -> list[MicroBatch]:
         """The next step's micro-batches; `more` says that another step will follow."""
-        made = self._make() if self._waiting is None else self._waiting.result()
-        self._waiting, self._place = None, self.batches.state_dict()
-        if more and self.batches.source.ahead:
-            self._waiting = self.thread.submit(self._make)
-        for micro in made:
+        if more and self.apart and self._worker is None:
+            self._fork()
+        made = self._take() if self._waiting is None else self._waiting.result()
+        self._waiting, self._place = None, made.place
+        self.truncated_tokens = made.truncated_tokens
+        self.dropped_samples = made.dropped_samples
+        # Of what another process has made, a thread need only spare the loop the pinning.
+        if more and self.batches.source.ahead and (self._worker is None or self.pin):
+            self._waiting = self.thread.submit(self._take)
+        for micro in made.micros:
             self._count(micro.unaligned)
-        return made
+        return made.micros
+
+    def close(self) -> None:
+        """Let go of what is made ahead, and of the process that makes it."""
+        if self._waiting is not None:
+            self._waiting.cancel()
+        worker, self._waiting, self._worker = self._worker, None, None
+        if worker is not None:
+            worker.close()
 
     def _count(self, unaligned: Sequence[Sequence[str]]) -> None:
         """Count samples without a pair, and name the first."""
@@ -118,14 +164,47 @@ class Preparation:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from a `state_dict`; what it counted goes on in the first process alone."""
+        self.close()
         self.batches.load_state_dict(state)
         counted = state.get("unaligned", {}) if self.mine.start == 0 else {}
         self.unaligned = {term.label: int(counted.get(term.label, 0)) for term in self.terms}
-        self._waiting, self._place = None, self.batches.state_dict()
+        self._start()
 
-    def _make(self) -> list[MicroBatch]:
+    def _fork(self) -> None:
+        try:
+            self._worker = Worker(self.make, unneeded=self.changing())
+        except OSError as error:
+            log.info("no process can be made (%s); steps are prepared in a thread", error)
+            self.apart = False
+
+    def _take(self) -> Prepared:
+        """The next step, from whoever makes them."""
+        made = None if self._worker is None else self._from(self._worker)
+        if made is None:
+            made = self.make()
+        return _pinned(made) if self.pin else made
+
+    def _from(self, worker: Worker) -> Prepared | None:
+        """The process's next step; None where it has died, and the work goes on in this one."""
+        try:
+            return worker.next()
+        except WorkerDied as died:
+            if self._worker is not worker:
+                raise  # it was closed while a thread waited for it
+            log.warning("the process that prepares steps ended (%s); this one goes on", died)
+            self._worker, self.apart = None, False
+            self.batches.load_state_dict(self._place)
+            return None
+
+    def make(self) -> Prepared:
+        """Draw the next step from the batches, and prepare it."""
         parts = self.batches.next(self.processes * self.accumulate)
-        return [self.prepare(items) for items in parts[self.mine]]
+        return Prepared(
+            [self.prepare(items) for items in parts[self.mine]],
+            place=self.batches.state_dict(),
+            truncated_tokens=self.batches.truncated_tokens,
+            dropped_samples=self.batches.dropped_samples,
+        )
 
     def prepare(self, items: Sequence[Item]) -> MicroBatch:
         """Views and pairings of a micro-batch; no model runs."""
@@ -152,14 +231,12 @@ class Preparation:
             pairing = self._pair(term, views, weights)
             pairing = of_channel(pairing, term.channel, view, other, samples)
             pairing = without_first(pairing, term.skip, view, other)
-            unaligned.append(_without_pair(pairing, view, samples, weights))
+            unaligned.append(without_pair(pairing, view, samples, weights))
             if term.teacher is not None:
-                pairing = _usable(pairing, heard.get(term.teacher))
+                pairing = usable(pairing, heard.get(term.teacher))
             # A mean over rows, say, must not see those that do not count.
             rowwise = getattr(term.objective, "rowwise", False)
-            pairings.append(pairing if rowwise else _without_idle(pairing))
-        if self.pin:
-            views = {name: view.pinned() for name, view in views.items()}
+            pairings.append(pairing if rowwise else without_idle(pairing))
         return MicroBatch(
             views,
             pairings,
@@ -180,6 +257,26 @@ class Preparation:
             same_vocabulary=self.readers[term.teacher].vocabulary == self.student.vocabulary,
             unit=term.objective.unit,
         )
+
+
+def _movable(source: Source, readers: Iterable[Reader]) -> bool:
+    """Whether steps can be made in another process: nothing that they need is bound to this one.
+
+    A source may follow the training, and a teacher that is read ahead may be a server, whose
+    connections, money and ledger are this process's.
+    """
+    follows = not source.ahead or hasattr(source, "on_step")
+    read = [reader for reader in readers if getattr(reader, "ahead", False)]
+    return not follows and all(getattr(reader, "apart", False) for reader in read)
+
+
+def _pinned(made: Prepared) -> Prepared:
+    """In memory that a GPU can copy from while it computes."""
+    pinned = [
+        replace(micro, views={name: view.pinned() for name, view in micro.views.items()})
+        for micro in made.micros
+    ]
+    return replace(made, micros=pinned)
 
 
 def _groups(samples: Sequence[Sample]) -> dict[str, Tensor]:
@@ -211,135 +308,3 @@ def _hears(term: Term, sample: Sample) -> bool:
     """Whether a term's channel is that of the sample, or of a part of it."""
     channels = {sample.channel, *(name for _, name in sample.parts)}
     return term.channel is None or term.channel in channels
-
-
-def of_channel(
-    pairing: Pairing,
-    channel: str | None,
-    student: View,
-    teacher: View | None,
-    samples: Sequence[Sample],
-) -> Pairing:
-    """Only what a channel says of samples whose parts have channels of their own.
-
-    A row is of the part in which the token that it predicts ends, as with prompt and completion: a
-    word's token often brings the space before it. A span is of the part of its last token, and a
-    sequence is cut to the part's tokens.
-    """
-    if channel is None or not any(sample.parts for sample in samples):
-        return pairing
-    beside = None if teacher is None else _rows_inside(channel, teacher, samples)
-    return _only(pairing, _rows_inside(channel, student, samples), beside)
-
-
-def without_first(pairing: Pairing, skip: int, student: View, teacher: View | None) -> Pairing:
-    """Without the first `skip` rows of each sample; for sequences, of each side its own."""
-    if not skip:
-        return pairing
-    beside = None if teacher is None else _behind(skip, teacher)
-    return _only(pairing, _behind(skip, student), beside)
-
-
-def _behind(skip: int, view: View) -> Tensor:
-    """[n] whether a row is not one of its sample's first."""
-    of = view.sample_of(view.rows)
-    return torch.arange(len(of)) - torch.searchsorted(of, of) >= skip
-
-
-def _only(pairing: Pairing, inside: Tensor, beside: Tensor | None) -> Pairing:
-    """Only what lies in these rows [n] of the student, and of the teacher.
-
-    A span counts by its last row; a sequence is cut to the rows.
-    """
-    of = pairing.student
-    if pairing.unit != "sequence" or not isinstance(of, Spans):
-        kept = inside if of is None else inside[of.last() if isinstance(of, Spans) else of]
-        return replace(pairing, weight=torch.where(kept, pairing.weight, 0.0))
-    sides = {"student": (of, inside)}
-    if beside is not None and isinstance(pairing.teacher, Spans):
-        sides["teacher"] = (pairing.teacher, beside)
-    cut = {name: _rows_of_spans(spans, mask[spans.rows]) for name, (spans, mask) in sides.items()}
-    said = torch.stack([torch.bincount(s.span, minlength=len(s.after)) for s in cut.values()])
-    kept = (said > 0).all(0)
-    narrowed = {name: _some_spans(spans, kept) for name, spans in cut.items()}
-    return replace(pairing, weight=pairing.weight[kept], **narrowed)
-
-
-def _rows_of_spans(spans: Spans, kept: Tensor) -> Spans:
-    """The groups with only those of their rows for which `kept` [m] is True."""
-    return replace(spans, rows=spans.rows[kept], span=spans.span[kept])
-
-
-def _rows_inside(channel: str, view: View, samples: Sequence[Sample]) -> Tensor:
-    """[n] whether the last byte of each row's token lies in a part of this channel."""
-    target = view.rows + 1
-    (start, end), of = view.offsets.flatten(0, 1)[target].T, view.sample_of(target)
-    last = torch.where(end > start, end - 1, start)
-    inside = torch.zeros_like(target, dtype=torch.bool)
-    for index, sample in enumerate(samples):
-        mine = of == index
-        begins = torch.tensor([0, *(begin for begin, _ in sample.parts)])
-        names = [sample.channel, *(name for _, name in sample.parts)]
-        part = torch.searchsorted(begins, last[mine].clamp(min=0), right=True) - 1
-        inside[mine] = torch.tensor([name == channel for name in names])[part]
-    return inside
-
-
-def _without_pair(
-    pairing: Pairing, view: View, samples: Sequence[Sample], weights: Sequence[float]
-) -> list[str]:
-    """Ids of the samples that count and have rows, but none in the pairing."""
-    if pairing.student is None and pairing.unit != "sample":
-        return []
-    if isinstance(pairing.student, Spans):
-        paired = pairing.student.rows
-    elif pairing.student is None:  # unit `sample`, in which a weight of 0 says it
-        paired = (pairing.weight > 0).nonzero().flatten()
-    else:
-        paired = pairing.student
-    of = view.sample_of(view.rows)
-    found, wanted = of[paired].unique().tolist(), of.unique().tolist()
-    return [samples[i].id for i in wanted if weights[i] > 0 and i not in found]
-
-
-def _usable(pairing: Pairing, heard: Signals | None) -> Pairing:
-    """Without the rows that the teacher has nothing to say about: they must not be counted.
-
-    A span counts where the teacher knows all its rows.
-    """
-    if heard is None or heard.valid is None or pairing.unit == "sample":
-        return pairing
-    valid, beside = heard.valid.cpu(), pairing.teacher
-    if isinstance(beside, Spans):
-        valid = beside.sum((~valid).float()) == 0
-    elif beside is not None:
-        valid = valid[beside]
-    return replace(pairing, weight=torch.where(valid, pairing.weight, 0.0))
-
-
-def _without_idle(pairing: Pairing) -> Pairing:
-    """Only the pairs that count; the same where all do."""
-    counts = pairing.weight > 0
-    if bool(counts.all()):
-        return pairing
-    kept = counts.nonzero().flatten()
-
-    def narrowed(index: Tensor | Spans | None) -> Tensor | Spans:
-        if isinstance(index, Spans):
-            return _some_spans(index, counts)
-        return kept if index is None else index[kept]
-
-    return replace(
-        pairing,
-        student=narrowed(pairing.student),
-        # Nothing is paired by `sample`: the teacher's rows are others.
-        teacher=None if pairing.unit == "sample" else narrowed(pairing.teacher),
-        weight=pairing.weight[kept],
-    )
-
-
-def _some_spans(spans: Spans, counts: Tensor) -> Spans:
-    """The groups for which `counts` [g] is True."""
-    number = counts.cumsum(0) - 1
-    rows = counts[spans.span]
-    return Spans(rows=spans.rows[rows], span=number[spans.span[rows]], after=spans.after[counts])

@@ -1,0 +1,170 @@
+"""One thing after another, made in a process beside this one, which is forked from it.
+
+Threads of one interpreter wait for each other; a process does not. It inherits all that it needs,
+so nothing is sent to it, and what it makes comes back through a pipe. A full pipe (64 KiB) lets it
+wait, so it is never far ahead.
+"""
+
+import ctypes
+import io
+import multiprocessing
+import os
+import pickle
+import signal
+import sys
+import traceback
+import warnings
+import weakref
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from mmap import PAGESIZE
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
+from typing import Any
+
+import torch
+from torch import Tensor
+
+TOKENIZERS = "TOKENIZERS_PARALLELISM"
+
+
+def can_work_beside() -> bool:
+    """Whether a process can be forked here, and has a core to work on."""
+    return sys.platform == "linux" and len(os.sched_getaffinity(0)) > 1
+
+
+class WorkerDied(Exception):
+    """The process ended before it had made the next thing."""
+
+
+class Worker:
+    """A process that calls `make` again and again; it ends with this object, or with this process.
+
+    `close` ends it at once.
+
+    Args:
+        make: must need no thread, no device and no connection of this process.
+        unneeded: tensors that `make` does not read. Where this process goes on to change them, the
+            other would otherwise hold on to what they were.
+
+    Raises:
+        OSError: no process can be made.
+    """
+
+    def __init__(self, make: Callable[[], Any], unneeded: Iterable[Tensor] = ()) -> None:
+        context = multiprocessing.get_context("fork")
+        self._pipe, theirs = context.Pipe(duplex=False)
+        arguments = (make, list(unneeded), self._pipe, theirs)
+        process = context.Process(target=_work, args=arguments, name="prepare", daemon=True)
+        with _quiet_fork():
+            process.start()
+        theirs.close()  # so that the pipe ends when the process does
+        self._process = process
+        # Not its pipe, from which another thread may be reading.
+        self.close = weakref.finalize(self, _end, process)
+
+    def next(self) -> Any:
+        """The next thing.
+
+        Raises:
+            WorkerDied: there is none.
+            Exception: what `make` raised.
+        """
+        try:
+            made, error = pickle.loads(self._pipe.recv_bytes())  # from our own child
+        except (EOFError, OSError) as broken:
+            self._process.join()
+            raise WorkerDied(f"exit code {self._process.exitcode}") from broken
+        if error is not None:
+            raise error
+        return made
+
+
+def _work(
+    make: Callable[[], Any], unneeded: Iterable[Tensor], theirs: Connection, pipe: Connection
+) -> None:
+    """What the process does until nobody reads its pipe."""
+    # Ctrl-C is for the parent, and a checkpoint on SIGTERM too.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    theirs.close()
+    torch.set_num_threads(1)  # the threads of the parent are not here
+    _forget(unneeded)
+    error: Exception | None = None
+    while error is None:
+        made: Any = None
+        try:
+            made = make()
+        except Exception as found:
+            error = _portable(found)
+        try:
+            pipe.send_bytes(_pickled((made, error)))
+        except BrokenPipeError:
+            return
+
+
+def _end(process: BaseProcess) -> None:
+    process.kill()  # it has nothing to put in order
+    process.join()
+
+
+@contextmanager
+def _quiet_fork() -> Iterator[None]:
+    """Without the warnings of those who cannot know that the child does without their threads."""
+    before = os.environ.get(TOKENIZERS)
+    os.environ[TOKENIZERS] = "false"
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", ".*fork", DeprecationWarning)
+            yield
+    finally:
+        del os.environ[TOKENIZERS]
+        if before is not None:
+            os.environ[TOKENIZERS] = before
+
+
+def _forget(tensors: Iterable[Tensor]) -> None:
+    """Give this process's share of their memory back; what they say here is undefined from now."""
+    system = ctypes.CDLL(None)
+    for tensor in tensors:
+        storage = getattr(tensor, "_local_tensor", tensor).untyped_storage()
+        if storage.device.type == "cpu":
+            first = -(-storage.data_ptr() // PAGESIZE) * PAGESIZE
+            size = (storage.data_ptr() + storage.nbytes() - first) // PAGESIZE * PAGESIZE
+            if size > 0:
+                system.madvise(ctypes.c_void_p(first), ctypes.c_size_t(size), _DONTNEED)
+
+
+_DONTNEED = 4
+
+
+def _portable(error: Exception) -> Exception:
+    """The error with its traceback as text, or one that says the same where it cannot be sent."""
+    error.add_note("in the process that prepares:\n" + traceback.format_exc())
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:
+        return RuntimeError(f"{type(error).__name__}: {error}")
+    return error
+
+
+class _Pickler(pickle.Pickler):
+    """Sends tensors as their bytes: torch's own way opens a file for each."""
+
+    def reducer_override(self, obj: Any) -> Any:
+        if type(obj) is not Tensor:
+            return NotImplemented
+        data: Any = obj.detach().contiguous().flatten().view(torch.uint8).numpy()
+        return _tensor, (pickle.PickleBuffer(data), obj.dtype, tuple(obj.shape))
+
+
+def _tensor(data: bytearray, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
+    if not data:
+        return torch.empty(shape, dtype=dtype)
+    return torch.frombuffer(data, dtype=dtype).view(shape)
+
+
+def _pickled(value: Any) -> bytes:
+    file = io.BytesIO()
+    _Pickler(file, protocol=5).dump(value)
+    return file.getvalue()
