@@ -15,8 +15,7 @@ import sys
 import traceback
 import warnings
 import weakref
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from mmap import PAGESIZE
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
@@ -24,8 +23,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-
-TOKENIZERS = "TOKENIZERS_PARALLELISM"
 
 
 def can_work_beside() -> bool:
@@ -56,7 +53,9 @@ class Worker:
         self._pipe, theirs = context.Pipe(duplex=False)
         arguments = (make, list(unneeded), self._pipe, theirs)
         process = context.Process(target=_work, args=arguments, name="prepare", daemon=True)
-        with _quiet_fork():
+        with warnings.catch_warnings():
+            # Python (3.12) warns of threads, which the child does without.
+            warnings.filterwarnings("ignore", ".*fork", DeprecationWarning)
             process.start()
         theirs.close()  # so that the pipe ends when the process does
         self._process = process
@@ -106,21 +105,6 @@ def _work(
 def _end(process: BaseProcess) -> None:
     process.kill()  # it has nothing to put in order
     process.join()
-
-
-@contextmanager
-def _quiet_fork() -> Iterator[None]:
-    """Without the warnings of those who cannot know that the child does without their threads."""
-    before = os.environ.get(TOKENIZERS)
-    os.environ[TOKENIZERS] = "false"
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", ".*fork", DeprecationWarning)
-            yield
-    finally:
-        del os.environ[TOKENIZERS]
-        if before is not None:
-            os.environ[TOKENIZERS] = before
 
 
 def _forget(tensors: Iterable[Tensor]) -> None:
