@@ -1,13 +1,15 @@
 """Data: the forms of a row, files and folders, order, resume, and errors that name the place."""
 
 import json
+import multiprocessing
 
 import pytest
 
-from limbeck.core.errors import DataError
+from limbeck.core.errors import DataError, RecipeError
 from limbeck.core.types import Turn
 from limbeck.sources import Dataset
 from limbeck.sources.dataset import to_sample
+from limbeck.sources.files import open_rows
 
 
 def write(path, rows):
@@ -68,6 +70,37 @@ def test_columns_are_renamed(tmp_path):
     assert next(dataset.open(0)).completion == "b"
     with pytest.raises(DataError, match="no column 'nope'"):
         Dataset(path=path, columns={"prompt": "nope"}).open(0)
+
+
+def test_columns_may_be_swapped_and_used_twice(tmp_path):
+    path = write(tmp_path / "q.jsonl", [{"prompt": "a", "completion": "b"}])
+    swapped = {"prompt": "completion", "completion": "prompt", "answer": "prompt"}
+    sample = next(Dataset(path=path, columns=swapped).open(0))
+    assert (sample.prompt[0].text, sample.completion, sample.answer) == ("b", "a", "a")
+
+
+def test_a_column_that_no_row_has_is_refused(tmp_path):
+    with pytest.raises(RecipeError, match="'rational'; did you mean 'rationale'"):
+        Dataset(path="rows.jsonl", columns={"rational": "thoughts"})
+
+
+def test_a_forked_process_reads_at_the_same_time(tmp_path):
+    """One open file has one place for all who inherited it."""
+    lines = [{"text": f"row {index} " + "x" * (index % 997)} for index in range(2000)]
+    rows = open_rows(write(tmp_path / "a.jsonl", lines), "train")
+    child = multiprocessing.get_context("fork").Process(target=read_all, args=(rows, lines, 20))
+    child.start()
+    try:
+        read_all(rows, lines, 20)
+    finally:
+        child.join()
+    assert child.exitcode == 0
+
+
+def read_all(rows, lines, times):
+    for _ in range(times):
+        for index, line in enumerate(lines):
+            assert rows[index] == line
 
 
 def test_parquet_and_folders(tmp_path):

@@ -9,14 +9,20 @@ from typing import Annotated, Any, ClassVar
 import torch
 from pydantic import Field
 
-from limbeck.core.errors import DataError
+from limbeck.core.errors import DataError, RecipeError
 from limbeck.core.random import stream
-from limbeck.core.registry import register
+from limbeck.core.registry import did_you_mean, register
 from limbeck.core.types import Sample, Turn
 from limbeck.sources.files import Rows, open_rows
 
 RATIONALE, ANSWER = "rationale", "answer"
 """Channels of the two parts of a row that has a rationale."""
+
+COLUMNS = (
+    *("prompt", "completion", "messages", "text", "rationale", "privileged"),
+    *("id", "weight", "channel", "group", "score", "answer"),
+)
+"""What is read of a row."""
 
 HOLDOUT_SHARE = 0.1
 """At most this share of the rows is held out when `holdout` is a number."""
@@ -41,6 +47,12 @@ class Dataset:
     split: str = "train"
     columns: Mapping[str, str] = field(default_factory=dict[str, str])
     holdout: Annotated[int, Field(ge=0)] | str = 64
+
+    def __post_init__(self) -> None:
+        for name in self.columns:
+            if name not in COLUMNS:
+                hint = did_you_mean(name, list(COLUMNS))
+                raise RecipeError("columns", f"a row has no use for {name!r}; {hint}")
 
     def open(self, seed: int) -> "DatasetStream":
         """Read and check every row, set the held-out rows aside, and start the stream.
@@ -195,13 +207,15 @@ class Samples(Sequence[Sample]):
         return len(self.rows)
 
     def __getitem__(self, index: Any) -> Any:
-        row = dict(self.rows[index])
-        for ours, theirs in self.columns.items():
-            if theirs not in row:
-                raise DataError(f"{self.rows.place(index)}: no column {theirs!r}")
-            row[ours] = row.pop(theirs)
+        row = self.rows[index]
+        renamed = {ours: row[theirs] for ours, theirs in self.columns.items() if theirs in row}
+        if len(renamed) < len(self.columns):
+            absent = next(theirs for theirs in self.columns.values() if theirs not in row)
+            raise DataError(f"{self.rows.place(index)}: no column {absent!r}")
+        gone = set(self.columns.values())
+        rest = {name: value for name, value in row.items() if name not in gone}
         try:
-            return to_sample(row, self.rows.place(index))
+            return to_sample({**rest, **renamed}, self.rows.place(index))
         except ValueError as error:
             raise DataError(f"{self.rows.place(index)}: {error}") from None
 
