@@ -2,6 +2,7 @@
 
 import gc
 import itertools
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -13,7 +14,7 @@ import pytest
 import torch
 
 from limbeck.core.errors import BudgetError, DataError, RecipeError
-from limbeck.train.worker import Worker, WorkerDied
+from limbeck.train.worker import Worker, WorkerDied, can_work_beside
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="processes are forked on Linux")
 
@@ -213,3 +214,12 @@ def test_a_tokenizer_that_was_used_here_with_threads_works_there(work, tokenizer
     expected = tokenizer(texts)["input_ids"]
     assert work(lambda: tokenizer(texts)["input_ids"]).next() == expected
     assert not capfd.readouterr().err
+
+
+def test_a_process_that_may_have_no_children_works_alone():
+    context = multiprocessing.get_context("fork")
+    said = context.SimpleQueue()
+    child = context.Process(target=lambda: said.put(can_work_beside()), daemon=True)
+    child.start()
+    child.join()
+    assert said.get() is False

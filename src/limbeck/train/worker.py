@@ -7,6 +7,7 @@ wait, so it is never far ahead.
 
 import ctypes
 import io
+import mmap
 import multiprocessing
 import os
 import pickle
@@ -16,7 +17,6 @@ import traceback
 import warnings
 import weakref
 from collections.abc import Callable, Iterable
-from mmap import PAGESIZE
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from typing import Any
@@ -27,7 +27,9 @@ from torch import Tensor
 
 def can_work_beside() -> bool:
     """Whether a process can be forked here, and has a core to work on."""
-    return sys.platform == "linux" and len(os.sched_getaffinity(0)) > 1
+    if sys.platform != "linux" or multiprocessing.current_process().daemon:  # it may have none
+        return False
+    return len(os.sched_getaffinity(0)) > 1
 
 
 class WorkerDied(Exception):
@@ -50,14 +52,14 @@ class Worker:
 
     def __init__(self, make: Callable[[], Any], unneeded: Iterable[Tensor] = ()) -> None:
         context = multiprocessing.get_context("fork")
-        self._pipe, theirs = context.Pipe(duplex=False)
-        arguments = (make, list(unneeded), self._pipe, theirs)
+        self._pipe, writing = context.Pipe(duplex=False)
+        arguments = (make, list(unneeded), self._pipe, writing)
         process = context.Process(target=_work, args=arguments, name="prepare", daemon=True)
         with warnings.catch_warnings():
             # Python (3.12) warns of threads, which the child does without.
             warnings.filterwarnings("ignore", ".*fork", DeprecationWarning)
             process.start()
-        theirs.close()  # so that the pipe ends when the process does
+        writing.close()  # so that the pipe ends when the process does
         self._process = process
         # Not its pipe, from which another thread may be reading.
         self.close = weakref.finalize(self, _end, process)
@@ -80,13 +82,13 @@ class Worker:
 
 
 def _work(
-    make: Callable[[], Any], unneeded: Iterable[Tensor], theirs: Connection, pipe: Connection
+    make: Callable[[], Any], unneeded: Iterable[Tensor], reading: Connection, writing: Connection
 ) -> None:
     """What the process does until nobody reads its pipe."""
     # Ctrl-C is for the parent, and a checkpoint on SIGTERM too.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    theirs.close()
+    reading.close()  # or nobody's end would end the writing
     torch.set_num_threads(1)  # the threads of the parent are not here
     _forget(unneeded)
     error: Exception | None = None
@@ -97,7 +99,7 @@ def _work(
         except Exception as found:
             error = _portable(found)
         try:
-            pipe.send_bytes(_pickled((made, error)))
+            writing.send_bytes(_pickled((made, error)))
         except BrokenPipeError:
             return
 
@@ -113,13 +115,12 @@ def _forget(tensors: Iterable[Tensor]) -> None:
     for tensor in tensors:
         storage = getattr(tensor, "_local_tensor", tensor).untyped_storage()
         if storage.device.type == "cpu":
-            first = -(-storage.data_ptr() // PAGESIZE) * PAGESIZE
-            size = (storage.data_ptr() + storage.nbytes() - first) // PAGESIZE * PAGESIZE
+            page = mmap.PAGESIZE
+            first = -(-storage.data_ptr() // page) * page
+            size = (storage.data_ptr() + storage.nbytes() - first) // page * page
             if size > 0:
-                system.madvise(ctypes.c_void_p(first), ctypes.c_size_t(size), _DONTNEED)
-
-
-_DONTNEED = 4
+                where = ctypes.c_void_p(first), ctypes.c_size_t(size)
+                system.madvise(*where, mmap.MADV_DONTNEED)
 
 
 def _portable(error: Exception) -> Exception:
