@@ -181,7 +181,10 @@ def test_what_was_not_measured_is_null() -> None:
     assert cost == Cost()
     empty = Report().to_json()
     assert empty["cost"] == dict.fromkeys(
-        ["teacher_usd_per_1k_tokens", "student_usd_per_1k_tokens", "reduction", "training_usd"]
+        [
+            *("teacher_usd_per_1k_tokens", "student_usd_per_1k_tokens", "reduction"),
+            *("training_usd", "servers_usd"),
+        ]
     )
     assert empty["agreement"]["control"] is None
     assert empty["agreement"]["before"]["kl_nats"] is None

@@ -14,6 +14,7 @@ from limbeck.core.specs import LocalTeacher, ServerTeacher, TokenPrice
 from limbeck.core.types import Sample, Signals, Turn
 from limbeck.demo import model_path, problems
 from limbeck.evals import Agreement
+from limbeck.ledger.store import Ledger
 from limbeck.losses.divergences import forward_kl
 from limbeck.losses.likelihood import likelihood_matching
 from limbeck.losses.sparse import Sparse, sparse_kl
@@ -338,12 +339,17 @@ def test_a_recipe_learns_from_it_as_from_the_same_model_here(
 ):
     there = load_teacher(LocalTeacher(name=str(tiny_teacher)), CPU, 256)
     with MockTeacher(LocalWriter(there, "mock-1"), faults=Faults(rate=0.2, seed=1)) as mock:
-        recipe = served(mock)
+        recipe = served(mock, price={"input": 1.0, "output": 2.0})
         report = run(recipe, tmp_path / "served")
         assert any(request["fault"] for request in mock.requests)
         sent = len(mock.requests)
-        run(recipe, tmp_path / "again")  # what was said is recorded
+        again = run(recipe, tmp_path / "again")  # what was said is recorded
         assert len(mock.requests) == sent
+    with Ledger(tmp_path / "run.sqlite") as ledger:
+        account = f"{recipe.teachers['api'].url} mock-1"
+        assert report.cost.servers_usd == ledger.totals(account).spent_usd > 0
+    assert again.cost.servers_usd == report.cost.servers_usd
+    assert "paid to servers" in (tmp_path / "served" / "report.md").read_text()
     assert report.teacher.parameters is None
     cached = {"kind": "cache", "path": "nowhere", "of": {"name": str(tiny_teacher)}}
     local = make_recipe(

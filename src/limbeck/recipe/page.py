@@ -236,6 +236,8 @@ def _training(report: Report) -> str:
         ["peak memory", DASH if memory is None else f"{memory / 2**30:.2f} GiB"],
         ["cost, USD", _amount(report.cost.training_usd)],
     ]
+    if report.cost.servers_usd is not None:
+        rows.append(["paid to servers so far, USD", _amount(report.cost.servers_usd)])
     return _table(("", "training"), rows)
 
 

@@ -186,16 +186,18 @@ class Speed:
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
-    """US dollars for 1,000 written tokens, and for the training.
+    """US dollars for 1,000 written tokens, for the training, and for servers.
 
     `reduction` is the share saved, 1 - student / teacher; it is negative where the student costs
-    more.
+    more. `servers_usd` is what the accounts of the servers that taught have spent so far, earlier
+    runs with the same ledger included; None where no server taught or a price is not known.
     """
 
     teacher_usd_per_1k_tokens: float | None = None
     student_usd_per_1k_tokens: float | None = None
     reduction: float | None = None
     training_usd: float | None = None
+    servers_usd: float | None = None
 
     @classmethod
     def of(
@@ -206,6 +208,7 @@ class Cost:
         student_usd_per_hour: float | None,
         training_seconds: float | None = None,
         devices: int = 1,
+        servers_usd: float | None = None,
     ) -> "Cost":
         """usd per 1k tokens = usd per hour / 3600 / tokens per second * 1000.
 
@@ -227,6 +230,7 @@ class Cost:
             student_usd_per_1k_tokens=student,
             reduction=1 - student / teacher if teacher and student is not None else None,
             training_usd=training,
+            servers_usd=servers_usd,
         )
 
 
@@ -294,6 +298,7 @@ def make_report(
     speeds: Mapping[str, float | None],
     peak_memory_bytes: int | None,
     devices: int = 1,
+    servers_usd: float | None = None,
 ) -> Report:
     """Put a run's figures together.
 
@@ -308,6 +313,7 @@ def make_report(
         speeds: tokens written a second by `teacher` and `student`.
         peak_memory_bytes: of one device.
         devices: that trained.
+        servers_usd: what servers were paid.
     """
     speed = Speed.of(speeds.get("teacher"), speeds.get("student"))
     return Report(
@@ -336,6 +342,7 @@ def make_report(
             student_usd_per_hour=recipe.price.student_usd_per_hour,
             training_seconds=state.seconds,
             devices=devices,
+            servers_usd=servers_usd,
         ),
     )
 

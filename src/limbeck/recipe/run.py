@@ -224,12 +224,20 @@ class _Run:
             speeds=speeds,
             peak_memory_bytes=peak_memory(self.mesh.device),
             devices=self.mesh.size,
+            servers_usd=self.paid_usd(),
         )
         if self.mesh.main:
             draw(self.out, report, self.out / "metrics.jsonl")
             report.write(self.out)
         self.mesh.barrier()
         return report
+
+    def paid_usd(self) -> float | None:
+        """What the accounts of all servers have spent; None where there is none, or no price."""
+        asked = [*self.teachers.values(), *self.writers.values()]
+        servers = {(s.spec.ledger, s.account): s for s in asked if hasattr(s, "account")}
+        spent = [server.spent_usd for server in servers.values()]
+        return None if not spent or None in spent else sum(spent)
 
     def load_teacher(self, name: str) -> CausalModel:
         """The model behind a teacher."""

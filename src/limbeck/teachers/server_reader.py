@@ -136,6 +136,11 @@ class ServerReader:
         return self.encoder.eos
 
     @property
+    def account(self) -> str:
+        """Whose money it is, in the ledger."""
+        return self._server.account
+
+    @property
     def spent_usd(self) -> float | None:
         """What the account has spent; None where a price is not known."""
         return self._server.spent_usd
