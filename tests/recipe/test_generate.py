@@ -11,6 +11,10 @@ import time
 import pytest
 import yaml
 
+from limbeck.core.types import Turn
+from limbeck.recipe.card import Tally
+from limbeck.recipe.generate import _write
+from limbeck.synth.rows import Row
 from limbeck.teachers.mock import Faults, MockTeacher
 
 
@@ -124,6 +128,17 @@ def test_a_server_makes_them_and_its_price_is_told(recipe, tmp_path, call):
         # A run has no use for a teacher that only writes.
         assert call("run", path, "--out", tmp_path / "run").code == 0
         assert len(mock.requests) == sent
+
+
+def test_what_no_tokenizer_can_read_is_not_trained_on(tmp_path):
+    """An emoji that was cut in the middle, of which JSON can hold the half."""
+    prompt = (Turn(text="smile"),)
+    said = {"a": "\U0001f600", "b": "\ud83d"}
+    rows = [Row(id=name, prompt=prompt, completion=text) for name, text in said.items()]
+    _write(tmp_path, rows, Tally())
+    assert [row["id"] for row in lines(tmp_path)] == ["a"]
+    (failed,) = lines(tmp_path, "failed.jsonl")
+    assert failed["failure"] == "it holds half a character, which no tokenizer can read"
 
 
 def test_every_prompt_has_a_final_row(recipe, tmp_path, call):

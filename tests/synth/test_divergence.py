@@ -238,6 +238,14 @@ def test_long_and_short_rows_are_read_in_batches_and_come_out_in_order():
     assert BATCH_TOKENS >= 500
 
 
+def test_what_no_tokenizer_can_read_is_said_of_its_row_alone(tiny_teacher):
+    model = load_teacher(LocalTeacher(name=str(tiny_teacher)), torch.device("cpu"), 128)
+    rows = [row("a", "One."), row("b", "cut \ud83d"), row("c", "Two.")]
+    found = [tokens for _, tokens in read_tokens(rows, model)]
+    assert found[1] == "it holds half a character, which no tokenizer can read"
+    assert len(found[0]) > 0 < len(found[2])
+
+
 def test_a_local_model_gives_the_log_probabilities_of_the_text(tiny_teacher):
     """Beside the network itself, token by token, in one pass of its own."""
     model = load_teacher(LocalTeacher(name=str(tiny_teacher)), torch.device("cpu"), 128)

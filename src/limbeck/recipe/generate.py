@@ -25,7 +25,7 @@ from limbeck.recipe.desk import STUDENT, Teachers
 from limbeck.recipe.document import Document
 from limbeck.recipe.resolve import Generation, describe, resolve_generation
 from limbeck.sources.generated import CARD, FAILED, PAGE, ROWS, Generated
-from limbeck.synth.rows import Row, row_of, to_json
+from limbeck.synth.rows import UNREADABLE, Row, row_of, to_json
 from limbeck.synth.step import Desk, asks_of, files_of, reads_of, through
 
 log = logging.getLogger(__name__)
@@ -176,9 +176,11 @@ def _write(folder: Path, rows: Iterable[Row], tally: Tally) -> None:
     aside = folder / f".{ROWS}.tmp"
     with aside.open("w", encoding="utf-8") as good:
         for row in rows:
+            if row.failure is None and not row.readable:
+                row = row.failed(UNREADABLE)
             values = to_json(row)
             tally.add(row, values)
-            # In ASCII: a reply may hold half a character, which UTF-8 cannot write.
+            # In ASCII: UTF-8 cannot write half a character.
             line = json.dumps(values, allow_nan=False) + "\n"
             if row.failure is None:
                 good.write(line)

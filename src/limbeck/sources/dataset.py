@@ -12,6 +12,7 @@ from pydantic import Field
 from limbeck.core.errors import DataError, RecipeError
 from limbeck.core.random import stream
 from limbeck.core.registry import did_you_mean, register
+from limbeck.core.text import is_whole
 from limbeck.core.types import Sample, Turn
 from limbeck.sources.files import Rows, open_rows
 
@@ -289,8 +290,9 @@ def _with_rationale(row: Mapping[str, Any]) -> tuple[tuple[Turn, ...], tuple[tup
         raise ValueError("`rationale` goes with a `completion`, and both are text")
     parts: tuple[tuple[int, str], ...] = ()
     if rationale is not None:
-        start = sum(len(turn.text.encode(errors="replace")) for turn in asked)
-        parts = ((start, RATIONALE), (start + len(rationale.encode(errors="replace")), ANSWER))
+        start = sum(len(turn.text.encode()) for turn in asked)
+        behind = start + len(_whole(rationale, "rationale").encode())
+        parts = ((start, RATIONALE), (behind, ANSWER))
         completion = rationale + completion
     if isinstance(completion, str) and any(turn.role for turn in asked):
         completion = [{"role": "assistant", "content": completion}]
@@ -300,7 +302,7 @@ def _with_rationale(row: Mapping[str, Any]) -> tuple[tuple[Turn, ...], tuple[tup
 def _turns(value: Any, name: str, learn: bool | None) -> tuple[Turn, ...]:
     """Text or messages as turns; `learn` None means the assistant's words."""
     if isinstance(value, str) and learn is not None:
-        return (Turn(text=value, learn=learn),)
+        return (Turn(text=_whole(value, name), learn=learn),)
     if not isinstance(value, list):
         raise ValueError(f"`{name}` is {type(value).__name__}, not text or a list of messages")
     turns: list[Turn] = []
@@ -309,5 +311,13 @@ def _turns(value: Any, name: str, learn: bool | None) -> tuple[Turn, ...]:
             raise ValueError(f"`{name}` holds {message!r:.60}, not {{role, content}}")
         role = str(message.get("role", ""))
         mine = role == "assistant" if learn is None else learn
-        turns.append(Turn(text=message["content"], role=role or "user", learn=mine))
+        text = _whole(message["content"], name)
+        turns.append(Turn(text=text, role=role or "user", learn=mine))
     return tuple(turns)
+
+
+def _whole(text: str, name: str) -> str:
+    """The text; said before the training, and not when a tokenizer meets it."""
+    if not is_whole(text):
+        raise ValueError(f"`{name}` holds half a character (a lone surrogate); remove it")
+    return text

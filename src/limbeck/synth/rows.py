@@ -5,8 +5,12 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from limbeck.core.exchange import Reply
+from limbeck.core.text import is_whole
 from limbeck.core.types import Sample, Turn
 from limbeck.sources.dataset import ANSWER, RATIONALE
+
+UNREADABLE = "it holds half a character, which no tokenizer can read"
+"""The failure of a row that is not `readable`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +47,11 @@ class Row:
     def text(self) -> str:
         """Rationale and completion, as the student would write them."""
         return (self.rationale or "") + (self.completion or "")
+
+    @property
+    def readable(self) -> bool:
+        """Whether a tokenizer can read prompt and text."""
+        return is_whole("".join(turn.text for turn in self.prompt) + self.text)
 
     def failed(self, reason: str) -> "Row":
         """The row as one that is not trained on."""

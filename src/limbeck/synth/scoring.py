@@ -9,7 +9,7 @@ import torch
 
 from limbeck.core.protocols import Reader
 from limbeck.core.types import Encoding, Sample, Turn
-from limbeck.synth.rows import Row
+from limbeck.synth.rows import UNREADABLE, Row
 
 WINDOW = 256
 """Rows that are sorted by length together."""
@@ -44,10 +44,16 @@ def read_tokens(rows: Iterable[Row], reader: Reader) -> Iterator[tuple[Row, list
     """Each row, in order, with the tokens of its text under a model; or why there are none."""
     waiting = iter(rows)
     while window := list(islice(waiting, WINDOW)):
-        encodings = [reader.encode(sample_of(row)) for row in window]
-        found: dict[int, list[Token] | str] = {}
+        found: dict[int, list[Token] | str] = {
+            place: UNREADABLE for place, row in enumerate(window) if not row.readable
+        }
+        encodings = {
+            place: reader.encode(sample_of(row))
+            for place, row in enumerate(window)
+            if place not in found
+        }
         readable: list[int] = []
-        for place, encoding in enumerate(encodings):
+        for place, encoding in encodings.items():
             if encoding.truncated:
                 found[place] = f"{reader.name} cannot read so long a text"
             elif not encoding.rows:
@@ -67,7 +73,7 @@ def read_tokens(rows: Iterable[Row], reader: Reader) -> Iterator[tuple[Row, list
             yield row, found[place]
 
 
-def _batches(places: Sequence[int], encodings: Sequence[Encoding]) -> Iterator[list[int]]:
+def _batches(places: Sequence[int], encodings: Mapping[int, Encoding]) -> Iterator[list[int]]:
     """Places sorted by length, so many at a time that their padded tokens fit."""
     batch: list[int] = []
     for place in sorted(places, key=lambda place: len(encodings[place].ids)):
