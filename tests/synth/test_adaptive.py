@@ -53,6 +53,14 @@ def test_else_it_gets_the_shortest_trace(said):
     assert desk.counts == {"reasoned answers": 1}
 
 
+def test_a_choice_is_judged_by_the_options_of_its_prompt():
+    asked = prompt("Which is red?\n(A) a rose\n(B) the sea\n")
+    rows = [row("p", "Roses are red. (A)", group="p", answer="A", prompt=asked)]
+    choosing = step(match="choice", prefix="", answer="{answer}")
+    (one,) = good(run_step(choosing, rows, student("a rose", "A"))[0])
+    assert one.notes["direct_passes"] == 2
+
+
 def test_the_row_that_is_kept_tells_what_the_student_said():
     found, _ = run_step(step(), traces(), student(" 6.", " 7."))
     (one,) = good(found)

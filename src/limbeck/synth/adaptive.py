@@ -77,7 +77,7 @@ class Adaptive:
             if replies is None:
                 yield from self._group(group, self.decide == "never", desk)
                 continue
-            passes = self._passes(replies, answer)
+            passes = self._passes(group[0], replies, answer)
             noted = [row.noted(direct_passes=passes, direct_tries=self.tries) for row in group]
             for row in self._group(noted, passes == self.tries, desk):
                 for reply in replies if row.failure is None else ():
@@ -102,10 +102,11 @@ class Adaptive:
             return None
         return Question(id=row.id, prompt=row.prompt, prefix=self.prefix)
 
-    def _passes(self, replies: Sequence[Reply], answer: str) -> int:
+    def _passes(self, row: Row, replies: Sequence[Reply], answer: str) -> int:
         """How many direct answers are right; one that is cut is not."""
         texts = [self.prefix + reply.text for reply in replies if reply.whole]
-        return sum(self._task.judge(texts, [answer] * len(texts)))
+        prompt = "\n".join(turn.text for turn in row.prompt)  # which may hold the options
+        return sum(self._task.judge(texts, [answer] * len(texts), [prompt] * len(texts)))
 
     def _group(self, group: Sequence[Row], direct: bool, desk: Desk) -> Iterator[Row]:
         """The group's row of the wanted kind, and the others as failed."""
