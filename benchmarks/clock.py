@@ -1,7 +1,10 @@
 """When the steps of a trainer end, whoever made it, and what its student reads and writes."""
 
+import multiprocessing
 import time
 from typing import Any
+
+from measure import private_bytes
 
 
 class Clock:
@@ -9,10 +12,12 @@ class Clock:
 
     It writes where no gradient is kept, a token for each line that passes its embedding, and reads
     everywhere else. `writing` is the time from the first token that is written until the student,
-    or a teacher, reads: with the choice of tokens, and what is made of them.
+    or a teacher, reads: with the choice of tokens, and what is made of them. `beside_bytes` is the
+    memory that processes of this one's have for themselves as the last step of the warm-up ends.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, warm_up: int) -> None:
+        self.warm_up, self.beside_bytes = warm_up, 0
         self.times: list[float] = []
         self.processor_times: list[float] = []
         self.positions: list[int] = [0]
@@ -43,6 +48,9 @@ class Clock:
 
     def tick(self) -> None:
         """A step has ended, with all that belongs to it."""
+        if len(self.times) + 1 == self.warm_up:
+            children = multiprocessing.active_children()
+            self.beside_bytes = sum(private_bytes(child.pid) for child in children)
         self.times.append(time.perf_counter())
         self.processor_times.append(time.process_time())
         self.positions.append(0)

@@ -87,6 +87,13 @@ def status_bytes(field: str) -> int:
     raise KeyError(field)
 
 
+def private_bytes(process: int | None) -> int:
+    """Memory that a process shares with no other."""
+    lines = Path(f"/proc/{process}/smaps_rollup").read_text().splitlines()
+    fields = [line.split() for line in lines if line.startswith("Private_")]
+    return sum(int(kilobytes) * 1024 for _, kilobytes, *_ in fields)
+
+
 def give_back_memory() -> None:
     """Return what is free to the system, or it would hide the next call's need of it."""
     gc.collect()

@@ -107,6 +107,8 @@ def _step_cell(row: dict[str, Any] | None) -> str:
         return row.get("left_out") or "failed"
     rate = row["steps_per_second"]
     cell = f"{rate:.{0 if rate > 10 else 2}f} steps/s, {row['peak_bytes'] / 1e6:,.0f} MB"
+    if row.get("beside_bytes"):
+        cell += f" + {row['beside_bytes'] / 1e6:,.0f} MB"
     return cell + (f", writing {row['writing_share']:.0%}" if row.get("written_per_step") else "")
 
 
@@ -194,6 +196,7 @@ TABLES |= {
     "cache_size": cache_size_table,
     "cache_size_models": cache_size_table,
     "fused_loss_amx": fused_loss_table,
+    "train_step_two_cores": train_step_table,
     "cache_quality": cache_quality_table,
     "white_box": white_box_table,
     "cross_tokenizer": cross_tokenizer_table,
@@ -249,6 +252,7 @@ COMPARISONS = {
     "cache_size": "cache.md",
     "cache_size_models": "cache.md",
     "fused_loss_amx": "../benchmarks/README.md",
+    "train_step_two_cores": "../benchmarks/README.md",
     "cross_tokenizer": "methods.md",
     "white_box": "methods.md",
     "own_words": "methods/own_words.md",

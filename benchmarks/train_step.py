@@ -12,7 +12,9 @@ works in the background have to share (`--cores 2` gives them another). Time is 
 end of one step to the end of the next, with data, logging and optimizer, after a warm-up; reported
 are steps over seconds, and the median step, which a disturbed second does not move; also the
 processor time of a step, which is the same on a quiet machine. Memory is the peak resident size of
-the whole process, imports included. `trainers.py` says what is set.
+the whole process, imports included. Both are of the process that trains; where it has others to
+prepare its data, what they have for themselves at the end of the warm-up is added behind a plus.
+`trainers.py` says what is set.
 
 Trainers that are not installed (`benchmarks/requirements.txt`) are left out, and it says so.
 """
@@ -77,7 +79,7 @@ def measure_trainer(title: str, make: Maker, folder: Path, size: Size) -> dict[s
     import torch
 
     torch.set_num_threads(1)
-    clock, warm_up, steps = Clock(), size.warm_up, size.steps
+    clock, warm_up, steps = Clock(size.warm_up), size.warm_up, size.steps
     try:
         made = make(folder, size, clock)
     except ImportError as error:
@@ -98,6 +100,7 @@ def measure_trainer(title: str, make: Maker, folder: Path, size: Size) -> dict[s
         "processor_seconds_per_step": (worked[-1] - worked[0]) / steps,
         "processor_share": (worked[-1] - worked[0]) / sum(each),
         "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "beside_bytes": clock.beside_bytes,
         "positions_per_step": [min(positions), max(positions)],
         "written_per_step": sum(clock.written[timed]) / steps,
         "writing_share": sum(clock.writing[timed]) / sum(each),
@@ -145,7 +148,7 @@ def say(row: dict[str, Any]) -> None:
     print(
         f"{head} {row['steps_per_second']:8.2f} steps/s "
         f"(median step {row['median_step_seconds'] * 1e3:,.1f} ms) "
-        f"peak {row['peak_bytes'] / 1e6:,.0f} MB, "
+        f"peak {row['peak_bytes'] / 1e6:,.0f} + {row['beside_bytes'] / 1e6:,.0f} MB, "
         f"processor {row['processor_seconds_per_step'] * 1e3:,.1f} ms a step",
         flush=True,
     )
