@@ -217,7 +217,7 @@ def changed(value):
 def another(value, field, old):
     """Another value that the field's type allows."""
     adapter = TypeAdapter(typing.get_type_hints(type(value))[field.name])
-    for candidate in (17, 0.125, True, "other", (5,), {"x": "y"}, *literals(adapter)):
+    for candidate in (17, 0.125, True, "other", (5,), {"text": "y"}, *literals(adapter)):
         try:
             made = adapter.validate_python(candidate, strict=True)
         except ValueError:
