@@ -27,6 +27,7 @@ from limbeck.recipe.resolve import (
 )
 from limbeck.recipe.schema import Price, Recipe, Term, Train
 from limbeck.sources import Dataset
+from limbeck.sources.dataset import Column
 
 OBJECTIVES = kinds("objective")
 texts = st.text(st.characters(codec="utf-8", exclude_categories=["Cs", "Cc"]), min_size=1)
@@ -75,7 +76,7 @@ sources = st.builds(
     Dataset,
     path=texts,
     split=texts,
-    columns=st.dictionaries(texts, texts, max_size=2),
+    columns=st.dictionaries(st.sampled_from(typing.get_args(Column)), texts, max_size=2),
     holdout=st.integers(0, 10**6) | texts,
 )
 trains = st.builds(

@@ -82,9 +82,10 @@ def test_columns_may_be_swapped_and_used_twice(tmp_path):
     assert (sample.prompt[0].text, sample.completion, sample.answer) == ("b", "a", "a")
 
 
-def test_a_column_that_no_row_has_is_refused(tmp_path):
-    with pytest.raises(RecipeError, match="'rational'; did you mean 'rationale'"):
-        Dataset(path="rows.jsonl", columns={"rational": "thoughts"})
+def test_a_column_that_no_row_has_is_refused(make_recipe):
+    source = {"path": "rows.jsonl", "columns": {"rational": "thoughts"}}
+    with pytest.raises(RecipeError, match=r"^source\.columns\.rational: .*'rationale'"):
+        make_recipe(source=source)
 
 
 def test_a_forked_process_reads_at_the_same_time(tmp_path):

@@ -4,14 +4,14 @@ import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
 
-from limbeck.core.errors import DataError, RecipeError
+from limbeck.core.errors import DataError
 from limbeck.core.random import stream
-from limbeck.core.registry import did_you_mean, register
+from limbeck.core.registry import register
 from limbeck.core.text import is_whole
 from limbeck.core.types import Sample, Turn
 from limbeck.sources.files import Rows, open_rows
@@ -19,10 +19,20 @@ from limbeck.sources.files import Rows, open_rows
 RATIONALE, ANSWER = "rationale", "answer"
 """Channels of the two parts of a row that has a rationale."""
 
-COLUMNS = (
-    *("prompt", "completion", "messages", "text", "rationale", "privileged"),
-    *("id", "weight", "channel", "group", "score", "answer"),
-)
+Column = Literal[
+    "prompt",
+    "completion",
+    "messages",
+    "text",
+    "rationale",
+    "privileged",
+    "id",
+    "weight",
+    "channel",
+    "group",
+    "score",
+    "answer",
+]
 """What is read of a row."""
 
 HOLDOUT_SHARE = 0.1
@@ -46,14 +56,8 @@ class Dataset:
 
     path: str
     split: str = "train"
-    columns: Mapping[str, str] = field(default_factory=dict[str, str])
+    columns: Mapping[Column, str] = field(default_factory=dict[Column, str])
     holdout: Annotated[int, Field(ge=0)] | str = 64
-
-    def __post_init__(self) -> None:
-        for name in self.columns:
-            if name not in COLUMNS:
-                hint = did_you_mean(name, list(COLUMNS))
-                raise RecipeError("columns", f"a row has no use for {name!r}; {hint}")
 
     def open(self, seed: int) -> "DatasetStream":
         """Read and check every row, set the held-out rows aside, and start the stream.
@@ -195,7 +199,7 @@ class Samples(Sequence[Sample]):
         bundles: [rows] a number that the rows of a group share; None where there are no groups.
     """
 
-    def __init__(self, rows: Rows, columns: Mapping[str, str]) -> None:
+    def __init__(self, rows: Rows, columns: Mapping[Column, str]) -> None:
         self.rows, self.columns = rows, columns
         names = [sample.group for sample in self]
         self.bundles: torch.Tensor | None = None
