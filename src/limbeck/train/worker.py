@@ -128,7 +128,7 @@ def _portable(error: Exception) -> Exception:
     error.add_note("in the process that prepares:\n" + traceback.format_exc())
     try:
         pickle.loads(pickle.dumps(error))
-    except Exception:
+    except Exception:  # whatever its class raises when it is taken apart or put together
         return RuntimeError(f"{type(error).__name__}: {error}")
     return error
 
