@@ -8,6 +8,7 @@ import json
 import sqlite3
 from collections import Counter, defaultdict
 from collections.abc import Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +73,7 @@ def _wholes(mind: Canned, request: Mapping[str, Any]) -> set[str]:
 
 def _recorded(path: Path) -> dict[str, Any]:
     """What the ledger's own tables say, read without limbeck."""
-    with sqlite3.connect(path) as database:
+    with closing(sqlite3.connect(path)) as database:
         answered = dict(database.execute("SELECT key, request FROM answers"))
         again = count = 0
         for number, keys in database.execute("SELECT id, keys FROM requests"):

@@ -7,6 +7,7 @@ import sqlite3
 import subprocess
 import sys
 import time
+from contextlib import closing
 
 import pytest
 import yaml
@@ -215,6 +216,6 @@ def test_ctrl_c_waits_for_what_is_paid_and_says_how_to_go_on(recipe, tmp_path):
         for noise in ("Traceback", "Task was destroyed", "HTTP Request"):
             assert noise not in said
         assert not (tmp_path / "data" / "card.json").exists()
-        with sqlite3.connect(tmp_path / "a.sqlite") as ledger:
+        with closing(sqlite3.connect(tmp_path / "a.sqlite")) as ledger:
             states = [state for (state,) in ledger.execute("SELECT state FROM requests")]
         assert states == ["answered"] * len(mock.requests)

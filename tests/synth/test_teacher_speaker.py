@@ -2,6 +2,7 @@
 
 import json
 import sqlite3
+from contextlib import closing
 
 import pytest
 import torch
@@ -150,7 +151,7 @@ def test_a_server_writes_and_is_paid_once(recipe, tmp_path, monkeypatch):
 def test_a_spent_budget_stops_it_and_a_larger_one_goes_on(recipe, tmp_path):
     with MockTeacher() as mock:
         run(recipe(mock, steps=9, ledger=str(tmp_path / "whole.sqlite")), tmp_path / "whole")
-        with sqlite3.connect(tmp_path / "whole.sqlite") as ledger:
+        with closing(sqlite3.connect(tmp_path / "whole.sqlite")) as ledger:
             ((spent,),) = ledger.execute("SELECT spent_nanousd FROM accounts")
         with pytest.raises(BudgetError):
             run(recipe(mock, steps=9, budget_usd=0.7 * spent / 1e9), tmp_path / "out")

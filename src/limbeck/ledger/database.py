@@ -86,8 +86,12 @@ def connect(path: Path) -> sqlite3.Connection:
     database = sqlite3.connect(
         path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False
     )
-    database.execute("PRAGMA synchronous = FULL")  # NORMAL could lose the last commits
-    database.execute("PRAGMA fullfsync = ON")  # macOS: through the disk's own cache too
+    try:
+        database.execute("PRAGMA synchronous = FULL")  # NORMAL could lose the last commits
+        database.execute("PRAGMA fullfsync = ON")  # macOS: through the disk's own cache too
+    except BaseException:  # what is no database is found out here
+        database.close()
+        raise
     return database
 
 
