@@ -115,8 +115,7 @@ def test_nothing_is_drawn_ahead_where_it_depends_on_the_student(way, parts):
 
 def test_an_error_is_raised_where_the_step_is_taken(way, parts, monkeypatch):
     preparation = parts()
-    for _ in range(2):
-        preparation.next(more=False)
+    preparation.next(more=False)
     monkeypatch.setattr(preparation.batches, "next", lambda parts: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         preparation.next(more=True)

@@ -95,6 +95,7 @@ def test_it_is_not_far_ahead(work):
 
     beside = work(make)
     beside.next()
+    wait_until(lambda: made == 2)
     time.sleep(0.3)
     assert made == 2
 

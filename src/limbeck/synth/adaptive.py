@@ -105,8 +105,7 @@ class Adaptive:
     def _passes(self, row: Row, replies: Sequence[Reply], answer: str) -> int:
         """How many direct answers are right; one that is cut is not."""
         texts = [self.prefix + reply.text for reply in replies if reply.whole]
-        prompt = "\n".join(turn.text for turn in row.prompt)  # which may hold the options
-        return sum(self._task.judge(texts, [answer] * len(texts), [prompt] * len(texts)))
+        return sum(self._task.judge(texts, [answer] * len(texts), [row.question] * len(texts)))
 
     def _group(self, group: Sequence[Row], direct: bool, desk: Desk) -> Iterator[Row]:
         """The group's row of the wanted kind, and the others as failed."""

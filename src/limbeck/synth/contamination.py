@@ -93,7 +93,7 @@ class Contamination:
 
     def _found(self, row: Row, known: "Runs") -> tuple[str, int, str] | None:
         """Which text, how many words of it, and where they stand; 0 words where it is no more."""
-        prompt = words("\n".join(turn.text for turn in row.prompt))
+        prompt = words(row.question)
         last = words(row.prompt[-1].text) if row.prompt else []
         if self.of != "completion":
             for whole in (prompt, last):

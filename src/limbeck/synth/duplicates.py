@@ -139,7 +139,7 @@ def _named(row: Row) -> Row:
 
 def text_of(row: Row, of: Of) -> str:
     """The text of a row that a step looks at; turns and parts stand on lines of their own."""
-    prompt = "\n".join(turn.text for turn in row.prompt)
+    prompt = row.question
     return {"prompt": prompt, "completion": row.text, "both": f"{prompt}\n{row.text}"}[of]
 
 

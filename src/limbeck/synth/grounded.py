@@ -174,7 +174,7 @@ def _code(row: Row, desk: Desk) -> str:
 
 def document_of(row: Row) -> str:
     """A row's text, which a source of {text} gives as what is to be learnt; or its prompt."""
-    return row.text.strip() or "\n".join(turn.text for turn in row.prompt).strip()
+    return row.text.strip() or row.question.strip()
 
 
 def prompt_of(text: str, *, chat: bool) -> tuple[Turn, ...]:

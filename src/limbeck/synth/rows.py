@@ -44,6 +44,11 @@ class Row:
     failure: str | None = None
 
     @property
+    def question(self) -> str:
+        """What is asked, a line for each turn."""
+        return "\n".join(turn.text for turn in self.prompt)
+
+    @property
     def text(self) -> str:
         """Rationale and completion, as the student would write them."""
         return (self.rationale or "") + (self.completion or "")
@@ -51,7 +56,7 @@ class Row:
     @property
     def readable(self) -> bool:
         """Whether a tokenizer can read prompt and text."""
-        return is_whole("".join(turn.text for turn in self.prompt) + self.text)
+        return is_whole(self.question + self.text)
 
     def failed(self, reason: str) -> "Row":
         """The row as one that is not trained on."""

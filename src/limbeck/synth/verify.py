@@ -63,7 +63,7 @@ class Verify:
                 self.verifier.check_all(
                     [row.text if row.rationale is None else row.completion or "" for row in known],
                     [row.answer or "" for row in known],
-                    ["\n".join(turn.text for turn in row.prompt) for row in known],
+                    [row.question for row in known],
                 )
             )
             for row in window:
