@@ -6,9 +6,12 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+if not torch.cuda.is_available():  # before anything imports Triton, whose kernels then run anywhere
+    os.environ["TRITON_INTERPRET"] = "1"
 
 WORDS = "the cat sat on a mat and saw two dogs run past three old red trees near the river".split()
 
@@ -25,8 +28,6 @@ def shared() -> Path:
 @pytest.fixture(autouse=True, scope="session")
 def _one_thread():
     """Two test workers with two threads each would fight over two cores."""
-    import torch
-
     torch.set_num_threads(1)
 
 

@@ -49,7 +49,8 @@ def assert_same(first, second, atol=1e-5):
 
 @pytest.fixture
 def few_rows_a_chunk(monkeypatch):
-    monkeypatch.setattr(chunks, "CHUNK_BYTES", 320 * 4 * 7)
+    few = dataclasses.replace(chunks.CPU, chunk_bytes=320 * 4 * 7)
+    monkeypatch.setattr(chunks, "CPU", few)
 
 
 @pytest.mark.parametrize("terms", TERMS)

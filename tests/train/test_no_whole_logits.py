@@ -1,6 +1,7 @@
 """No term but those that say so ever holds a tensor of all rows by all tokens of a vocabulary."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -89,7 +90,7 @@ def rows(tmp_path_factory):
 
 @pytest.mark.parametrize("case", KINDS)
 def test_a_step_makes_logits_of_a_chunk_at_a_time(case, models, rows, tmp_path, monkeypatch):
-    monkeypatch.setattr(chunks, "CHUNK_ROWS", {"cpu": CHUNK})
+    monkeypatch.setattr(chunks, "CPU", replace(chunks.CPU, chunk_rows=CHUNK))
     monkeypatch.setattr(by_rows, "CHUNK_BYTES", CHUNK * 5000 * 4)
     kind = case.split()[0]
     same = kind == "forward_kl"

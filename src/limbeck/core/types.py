@@ -3,7 +3,7 @@
 Shape letters: b sequences, t positions, n rows, v vocabulary, d width, h heads, k kept, g spans.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -180,15 +180,9 @@ class View:
 
     def to(self, device: torch.device) -> "View":
         """The same view with its tensors on `device`."""
-        return self._each(lambda value: value.to(device, non_blocking=True))
-
-    def pinned(self) -> "View":
-        """The same view in memory that a GPU can copy from while it computes."""
-        return self._each(Tensor.pin_memory)
-
-    def _each(self, move: Callable[[Tensor], Tensor]) -> "View":
         values = {name: getattr(self, name) for name in self.__slots__}
-        return replace(self, **{k: move(v) for k, v in values.items() if isinstance(v, Tensor)})
+        tensors = {k: v for k, v in values.items() if isinstance(v, Tensor)}
+        return replace(self, **{k: v.to(device, non_blocking=True) for k, v in tensors.items()})
 
 
 def sites(needs: Needs, signal: str) -> tuple[str, ...]:

@@ -23,23 +23,42 @@ from limbeck.losses.pages import zeros
 from limbeck.losses.projection import Projection
 from limbeck.losses.sparse import Sparse
 
-CHUNK_BYTES = 160 * 2**20
-"""Size of a chunk's logits of one model: enough for fast products, little beside a head."""
-
-CHUNK_ROWS = {"cpu": 512}
-"""Rows of a chunk at most, where no more are needed for fast products."""
-
 PROJECTED_COLUMNS = 1024
 """Columns of float32 logits that a CPU makes at a time: so much of a head fits its cache."""
 
-BLOCK_ELEMENTS = {"cpu": 2**18}
-"""Logits whose losses are taken together, so that some arrays of them fit a core's cache."""
-
-LARGE_BLOCK_ELEMENTS = 2**26
-"""The same on other devices, where a block only has to bound temporaries."""
+ALIGNED_COLUMNS = 64
+"""Rows of a GPU's buffers are padded to a multiple of this."""
 
 STRIPE_ELEMENTS = 2**22
 """Entries of a head's gradient that are added at a time, where products are not in float32."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sizes:
+    """How much is taken at a time.
+
+    Attributes:
+        chunk_bytes: of a chunk's logits of one model: enough for fast products, little beside a
+            head, whose gradient is read and written once a chunk.
+        chunk_rows: of a chunk at most, where no more are needed for fast products.
+        block_elements: logits whose losses are taken together, which bounds what lies between one
+            pass over them and the next.
+    """
+
+    chunk_bytes: int
+    chunk_rows: int
+    block_elements: int
+
+
+CPU = Sizes(chunk_bytes=160 * 2**20, chunk_rows=512, block_elements=2**18)
+"""Some arrays of a block fit a core's cache."""
+
+GPU = Sizes(chunk_bytes=320 * 2**20, chunk_rows=2**16, block_elements=2**24)
+
+
+def sizes(device: str) -> Sizes:
+    """Those of a kind of device, such as `cpu` or `cuda`."""
+    return CPU if device == "cpu" else GPU
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,14 +171,15 @@ class Work:
         # Prompts and padding are often half of all rows: they are gone before anything is done.
         self.index = (self.weights > 0).any(0).nonzero().flatten()
         self.buffers: dict[str, Tensor] = {}
+        self.sizes = sizes(device.type)
 
     def chunks(self) -> Iterator[Tensor]:
         """Indices of the rows of each chunk; all chunks are of about the same size."""
         n, width = len(self.index), self.student.vocabulary
         most = self.chunk_rows
         if most is None:
-            most = CHUNK_BYTES // (width * self.student.hidden.dtype.itemsize)
-            most = min(max(1, most), CHUNK_ROWS.get(self.index.device.type, most))
+            most = self.sizes.chunk_bytes // (width * self.student.hidden.dtype.itemsize)
+            most = min(max(1, most), self.sizes.chunk_rows)
         parts = -(-n // most)
         yield from self.index.tensor_split(parts) if parts else ()
 
@@ -179,11 +199,12 @@ class Work:
 
     def _by_blocks(self, logits: Tensor, theirs: Mapping[str, Tensor], rows: Tensor) -> Tensor:
         """Losses [k, c] of a chunk; their gradient takes the place of its logits."""
-        elements = BLOCK_ELEMENTS.get(logits.device.type, LARGE_BLOCK_ELEMENTS)
-        step = max(1, elements // logits.shape[1])
         # Written in place: what outlives a block must not come to lie between its temporaries.
         values = self.pulls.new_empty(len(self.terms), len(rows))
         run, losses = (self.run, by_kernels) if self.has_kernels else (in_place, by_definition)
+        # Off a CPU, code that leaves nothing between its passes takes a chunk in one go.
+        whole = run is not in_place and logits.device.type != "cpu"
+        step = len(rows) if whole else max(1, self.sizes.block_elements // logits.shape[1])
         for first in range(0, len(rows), step):
             part = slice(first, first + step)
             others = {name: t[part] for name, t in theirs.items()}
@@ -198,9 +219,11 @@ class Work:
         rows = rows.to(of.hidden.device)
         hidden = of.hidden[rows]
         if name not in self.buffers or len(self.buffers[name]) < len(rows):
-            shape = (len(rows), of.vocabulary)
+            # On a GPU each row begins where products and wide loads want it.
+            spare = 0 if hidden.device.type == "cpu" else -of.vocabulary % ALIGNED_COLUMNS
+            shape = (len(rows), of.vocabulary + spare)
             self.buffers[name] = zeros(shape, hidden.dtype, hidden.device)
-        out = self.buffers[name][: len(rows)]
+        out = self.buffers[name][: len(rows), : of.vocabulary]
         striped = out.device.type == "cpu" and out.dtype == torch.float32
         step = PROJECTED_COLUMNS if striped else of.vocabulary
         for first in range(0, of.vocabulary, step):
@@ -371,6 +394,9 @@ def _add_outer(total: Tensor, gradient: Tensor, hidden: Tensor) -> None:
     """total [v, d] += gradient [c, v]^T hidden [c, d], summed in the type of the total."""
     if gradient.dtype == total.dtype:
         total.addmm_(gradient.T, hidden)
+        return
+    if total.is_cuda and torch.version.hip is None:
+        torch.addmm(total, gradient.T, hidden, out_dtype=total.dtype, out=total)
         return
     stripe = max(1, STRIPE_ELEMENTS // total.shape[1])
     part = gradient.new_empty(min(stripe, len(total)), total.shape[1])

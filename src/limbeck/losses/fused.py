@@ -7,6 +7,7 @@ of losses over rows.
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -30,7 +31,7 @@ __all__ = [
     "sum_over_rows",
 ]
 
-IMPLEMENTATIONS = ("auto", "chunked", "compiled", "naive")
+IMPLEMENTATIONS = ("auto", "chunked", "compiled", "triton", "naive")
 
 
 def fused_linear_divergence(
@@ -69,7 +70,7 @@ def fused_linear_divergence(
         cross_entropy_weight: c.
         student_bias, teacher_bias: [v] and [w].
         soft_cap: as of Gemma: c tanh(z / c), of both models.
-        chunk: rows at a time; by default as many as take `CHUNK_BYTES`.
+        chunk: rows at a time; by default as many as `chunks.sizes` says.
         implementation: `chunked`, `naive`, `compiled`, or `auto`.
         settings: of the divergence, such as `beta`.
 
@@ -217,7 +218,9 @@ def sum_over_rows(
         teachers: by name, hidden states with a head, or ready logits.
         terms: what is summed.
         implementation: `chunked` as described above; `compiled`, the same with a compiled block;
-            `naive`, the definitions on whole logits; `auto` takes `chunked`.
+            `triton`, the same with a kernel for GPUs; `naive`, the definitions on whole logits.
+            `auto` takes `triton` on a GPU, and `chunked` elsewhere. Terms for which there is no
+            such kernel (see `gpu.FORMS`) are `chunked`.
         chunk: rows at a time.
 
     Returns:
@@ -230,12 +233,39 @@ def sum_over_rows(
         raise ValueError(
             f"no implementation {implementation!r}; one of: {', '.join(IMPLEMENTATIONS)}"
         )
-    run = compiled_block() if implementation == "compiled" else in_place
+    if reason := why_not(implementation):
+        raise ValueError(f"{implementation}: {reason}")
+    run = _run(implementation, student.hidden, terms)
     parts = (student.hidden, student.weight, student.bias, student.low_hidden, student.low_weight)
     # Within a model's autocast, products of float32 would be rounded to half precision.
     with torch.autocast(student.device.type, enabled=False):
         work = Work(student, teachers, terms, chunk, run)
         return Chunked.apply(work, *parts)  # pyright: ignore[reportReturnType]  # torch says Any
+
+
+def why_not(implementation: str) -> str | None:
+    """Why this implementation cannot be used here; None where it can."""
+    if implementation == "compiled" and torch.__version__ < (2, 12):
+        return (
+            "before torch 2.12 the compiler may read logits that it has already overwritten, and"
+            f" the loss comes out wrong; this is torch {torch.__version__}. Use `chunked`"
+        )
+    if implementation == "triton" and find_spec("triton") is None:
+        return "Triton is not installed. Use `chunked`"
+    return None
+
+
+def _run(implementation: str, hidden: Tensor, terms: Sequence[RowTerm]) -> Callable[..., Tensor]:
+    """What takes the losses of a block of rows."""
+    if implementation == "compiled":
+        return compiled_block()
+    on_gpu = hidden.is_cuda and find_spec("triton") is not None
+    if implementation == "triton" or (implementation == "auto" and on_gpu):
+        from limbeck.losses import gpu
+
+        if hidden.dtype != torch.float64 and gpu.fits(terms):
+            return gpu.in_place
+    return in_place
 
 
 @functools.cache

@@ -192,11 +192,8 @@ def sparse_kl(student: Softened, teacher: Sparse, *, tail: bool = True) -> tuple
 
     Rows of which nothing is known give 0.
     """
-    q, mass = student.probabilities, teacher.mass.to(student.logits.dtype)
-    constant, rest = teacher.negentropy.to(mass), teacher.rest.to(mass)
-    if not tail:
-        mass = mass / mass.sum(-1, keepdim=True).clamp(min=torch.finfo(mass.dtype).tiny)
-        constant, rest = torch.xlogy(mass, mass).sum(-1), torch.zeros_like(rest)
+    q = student.probabilities
+    mass, rest, constant = known(teacher, q.dtype, tail=tail)
     total = mass.sum(-1) + rest if tail else (mass.sum(-1) > 0).to(mass)
     logq = student.log_probabilities.gather(-1, teacher.ids)
     value = constant - torch.where(mass > 0, mass * logq, 0.0).sum(-1)
@@ -210,6 +207,18 @@ def sparse_kl(student: Softened, teacher: Sparse, *, tail: bool = True) -> tuple
         gradient.addcmul_(others, (-rest / q_rest.clamp(min=torch.finfo(q.dtype).tiny))[:, None])
     gradient.scatter_add_(-1, teacher.ids, -mass)
     return value.masked_fill(total == 0, 0.0), gradient
+
+
+def known(teacher: Sparse, dtype: torch.dtype, *, tail: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Mass [r, k], that of the rest [r], and the teacher's part of the value [r].
+
+    Without `tail` the rest is nothing, and the masses are divided by their sum.
+    """
+    mass, rest, constant = (x.to(dtype) for x in (teacher.mass, teacher.rest, teacher.negentropy))
+    if tail:
+        return mass, rest, constant
+    mass = mass / mass.sum(-1, keepdim=True).clamp(min=torch.finfo(dtype).tiny)
+    return mass, torch.zeros_like(rest), torch.xlogy(mass, mass).sum(-1)
 
 
 KERNELS: dict[Callable[..., Tensor], Kernel] = {

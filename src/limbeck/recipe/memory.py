@@ -30,7 +30,7 @@ from limbeck.core.specs import (
     ServerTeacher,
 )
 from limbeck.core.types import without_sites
-from limbeck.losses.chunks import CHUNK_BYTES, CHUNK_ROWS
+from limbeck.losses.chunks import sizes
 from limbeck.models.load import with_adapters
 from limbeck.recipe.check import Facts
 from limbeck.recipe.schema import Recipe
@@ -166,8 +166,9 @@ def _chunked_bytes(recipe: Recipe, facts: Facts, tokens: float) -> float:
     each = BYTES[recipe.student.dtype]
     configs = [facts.student.config, *(facts.teachers[name or ""].config for name in heard)]
     widths = sum(config.hidden_size for config in configs) + facts.student.config.hidden_size
-    rows = min(tokens, CHUNK_ROWS["cpu"]) if _on_cpu(recipe.train.device) else tokens
-    chunks = sum(min(CHUNK_BYTES, rows * config.vocab_size * each) for config in configs)
+    most = sizes("cpu" if _on_cpu(recipe.train.device) else "gpu")
+    rows = min(tokens, most.chunk_rows)
+    chunks = sum(min(most.chunk_bytes, rows * config.vocab_size * each) for config in configs)
     ensembles = [n for n in heard if isinstance(recipe.teachers.get(n or ""), EnsembleTeacher)]
     # An ensemble has no one head, so its logits are made in full: the sum, and one member's.
     whole = sum(2 * 4 * facts.teachers[name or ""].config.vocab_size for name in ensembles)

@@ -42,7 +42,7 @@ class Mesh:
         self.rank = int(os.environ.get("RANK", "0"))
         self.size = int(os.environ.get("WORLD_SIZE", "1"))
         kind = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-        if kind == "cuda" and self.size > 1:
+        if kind == "cuda":
             kind = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
         try:
             self.device = torch.device(kind)

@@ -9,7 +9,7 @@ import logging
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any
 
 import torch
@@ -20,6 +20,7 @@ from limbeck.align.spans import alone, pair
 from limbeck.core.protocols import Reader, Source
 from limbeck.core.term import Term
 from limbeck.core.types import Needs, Pairing, Sample, Signals, View
+from limbeck.losses.projection import Projection
 from limbeck.train.batches import Batches, Item
 from limbeck.train.rows import of_channel, usable, without_first, without_idle, without_pair
 from limbeck.train.worker import Worker, WorkerDied, can_work_beside
@@ -182,7 +183,7 @@ class Preparation:
         made = None if self._worker is None else self._from(self._worker)
         if made is None:
             made = self.make()
-        return _pinned(made) if self.pin else made
+        return replace(made, micros=_pinned(made.micros)) if self.pin else made
 
     def _from(self, worker: Worker) -> Prepared | None:
         """The process's next step; None where it has died, and the work goes on in this one."""
@@ -270,13 +271,16 @@ def _movable(source: Source, readers: Iterable[Reader]) -> bool:
     return not follows and all(getattr(reader, "apart", False) for reader in read)
 
 
-def _pinned(made: Prepared) -> Prepared:
-    """In memory that a GPU can copy from while it computes."""
-    pinned = [
-        replace(micro, views={name: view.pinned() for name, view in micro.views.items()})
-        for micro in made.micros
-    ]
-    return replace(made, micros=pinned)
+def _pinned(value: Any) -> Any:
+    """The same in memory that a GPU can copy from while it computes; an output head stays."""
+    if isinstance(value, Tensor):
+        return value.pin_memory() if value.device.type == "cpu" else value
+    if is_dataclass(value) and not isinstance(value, Projection | type):
+        parts = {field.name: getattr(value, field.name) for field in fields(value) if field.init}
+        return replace(value, **{name: _pinned(part) for name, part in parts.items()})
+    if isinstance(value, Mapping):
+        return {key: _pinned(part) for key, part in value.items()}
+    return [_pinned(part) for part in value] if isinstance(value, list) else value
 
 
 def _groups(samples: Sequence[Sample]) -> dict[str, Tensor]:
