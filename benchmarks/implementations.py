@@ -107,7 +107,7 @@ def trl_tiled(divergence: str) -> Loss:
     beta = PEERS_BETA[divergence]
 
     def loss(x: Tensor, head: Tensor, y: Tensor, teacher_head: Tensor) -> Tensor:
-        mask = torch.ones(1, len(x), dtype=torch.long)
+        mask = torch.ones(1, len(x), dtype=torch.long, device=x.device)
         value, _, _ = _chunked_divergence_loss(x[None], y[None], head, teacher_head, mask, beta)
         return value
 
@@ -126,7 +126,7 @@ def liger(chunk_rows: int | None) -> Callable[[str], Loss]:
         )
 
         def loss(x: Tensor, head: Tensor, y: Tensor, teacher_head: Tensor) -> Tensor:
-            labels = torch.zeros(len(x), dtype=torch.long)  # only says that no row is ignored
+            labels = torch.zeros(len(x), dtype=torch.long, device=x.device)  # no row is ignored
             return module(x, head, y, teacher_head, labels)
 
         return loss
@@ -144,7 +144,7 @@ def limbeck(implementation: str) -> Callable[[str], Loss]:
             return fused_linear_divergence(
                 *(x, head, y, teacher_head),
                 divergence=divergence,
-                row_weight=torch.full((len(x),), 1 / len(x)),
+                row_weight=torch.full((len(x),), 1 / len(x), device=x.device),
                 implementation=implementation,
             )
 
@@ -175,6 +175,12 @@ IMPLEMENTATIONS: dict[str, Implementation] = {
     ),
     "limbeck": Implementation(
         "**limbeck**", limbeck("auto"), {"float32": 0.0, "bfloat16": 0.0}, 2e9
+    ),
+    "limbeck-chunked": Implementation(
+        "**limbeck**, `logits: chunked`",
+        limbeck("chunked"),
+        {"float32": 0.0, "bfloat16": 0.0},
+        2e9,
     ),
     "limbeck-compiled": Implementation(
         "**limbeck**, `logits: compiled`",

@@ -32,12 +32,13 @@ WARM_UP_ROWS = 256
 
 
 def in_fresh_process(
-    script: str, job: dict[str, Any], timeout_seconds: float, cores: int | None = None
+    script: str, job: Any, timeout_seconds: float, cores: int | None = None, *, gpu: bool = False
 ) -> dict[str, Any]:
     """Run `script --worker JOB` with one thread; its figures, or `{"error": why}`.
 
     The peers' own downloads, progress bars and compile workers are switched off. With `cores` the
-    process and all it starts share so many cores; by default they may use any.
+    process and all it starts share so many cores; by default they may use any. It sees no GPU
+    unless it is about one.
     """
     settings = {
         "OMP_NUM_THREADS": "1",
@@ -48,7 +49,7 @@ def in_fresh_process(
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
         "TRL_EXPERIMENTAL_SILENCE": "1",
-        "CUDA_VISIBLE_DEVICES": "",
+        **({} if gpu else {"CUDA_VISIBLE_DEVICES": ""}),
     }
     command = [sys.executable, script, "--worker", json.dumps(job)]
     try:

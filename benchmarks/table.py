@@ -67,7 +67,8 @@ def _loss_cell(row: dict[str, Any] | None) -> str:
     if "seconds" not in row:
         return row.get("left_out") or "failed"
     cell = f"{row['share_of_matmul_rate']:.0%}, {row['extra_bytes'] / 1e6:,.0f} MB"
-    cell += f", {row['median_seconds']:.1f} s"
+    seconds = row["median_seconds"]
+    cell += f", {seconds:.1f} s" if seconds > 1 else f", {1e3 * seconds:.1f} ms"
     return cell if row["agrees"] else f"{cell} (inexact)"
 
 
