@@ -48,6 +48,10 @@ class Clock:
 
     def tick(self) -> None:
         """A step has ended, with all that belongs to it."""
+        import torch
+
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
         if len(self.times) + 1 == self.warm_up:
             children = multiprocessing.active_children()
             self.beside_bytes = sum(private_bytes(child.pid) for child in children)

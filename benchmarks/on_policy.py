@@ -30,7 +30,7 @@ from clock import Clock
 from table import on_policy_table
 from train_material import Size
 from train_step import Comparison, compare
-from trainers import SEQUENCES, Maker, Ours, trl_distillation, trl_gkd
+from trainers import Maker, Ours, trl_distillation, trl_gkd
 
 RESULTS = Path(__file__).with_name("results") / "on_policy.json"
 
@@ -64,7 +64,7 @@ TRAINERS: dict[str, tuple[str, Maker]] = {
     "trl-distillation": ("TRL Distillation (tiled)", partial(trl_distillation, writes=True)),
     "limbeck-4": (
         "**limbeck**, the prompts of a step at a time",
-        partial(own_words, batch=SEQUENCES),
+        partial(own_words, batch=Size.sequences),
     ),
     "limbeck-32": (
         "**limbeck**, of eight steps (default; less fresh)",

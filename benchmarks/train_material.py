@@ -22,6 +22,9 @@ class Size:
         completion: tokens that are, with the end of the sequence.
         warm_up: steps before the clock starts.
         steps: steps that are timed.
+        sequences: rows of a step.
+        teacher_width, teacher_layers, student_width, student_layers: of the models.
+        gpu: on a GPU, in bfloat16; else on a CPU in float32.
     """
 
     vocabulary: int
@@ -29,6 +32,12 @@ class Size:
     completion: int
     warm_up: int
     steps: int
+    sequences: int = 4
+    teacher_width: int = 64
+    teacher_layers: int = 2
+    student_width: int = 32
+    student_layers: int = 2
+    gpu: bool = False
 
 
 TOKENS = 1000
@@ -54,21 +63,26 @@ def write_material(folder: Path, size: Size, rows: int, *, endless: bool = False
     logging.disable_progress_bar()
     draw = random.Random(0)
     tokenizer = make_tokenizer(draw)
-    for seed, (name, width) in enumerate((("teacher", 64), ("student", 32))):
+    models = (
+        ("teacher", size.teacher_width, size.teacher_layers, "bfloat16" if size.gpu else "float32"),
+        ("student", size.student_width, size.student_layers, "float32"),
+    )
+    for seed, (name, width, layers, dtype) in enumerate(models):
         torch.manual_seed(seed)
         config = LlamaConfig(
             vocab_size=size.vocabulary,
             hidden_size=width,
             intermediate_size=2 * width,
-            num_hidden_layers=2,
-            num_attention_heads=4,
+            num_hidden_layers=layers,
+            num_attention_heads=max(4, width // 64),
             num_key_value_heads=2,
-            max_position_embeddings=256,
+            max_position_embeddings=max(256, size.prompt + size.completion),
             bos_token_id=1,
             eos_token_id=2,
             pad_token_id=0,
         )
-        model = LlamaForCausalLM(config)
+        with torch.device("cuda" if size.gpu else "cpu"):
+            model = LlamaForCausalLM(config).to(getattr(torch, dtype))
         if endless:
             never_end(model)
         model.save_pretrained(folder / name)

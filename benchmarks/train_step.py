@@ -35,7 +35,7 @@ from environment import destination, environment, load, now
 from measure import answer, in_fresh_process
 from table import train_step_table
 from train_material import Size, write_material
-from trainers import SEQUENCES, TRAINERS, Maker
+from trainers import TRAINERS, Maker
 
 RESULTS = Path(__file__).with_name("results") / "train_step.json"
 
@@ -62,6 +62,7 @@ class Comparison:
         results: where the figures go.
         table: makes Markdown of them.
         writes: the student writes what is learnt.
+        cores: that each may use; None for all.
     """
 
     script: str
@@ -72,6 +73,7 @@ class Comparison:
     results: Path
     table: Callable[[dict[str, Any]], str]
     writes: bool = False
+    cores: int | None = 1
 
 
 def measure_trainer(title: str, make: Maker, folder: Path, size: Size) -> dict[str, Any]:
@@ -99,7 +101,7 @@ def measure_trainer(title: str, make: Maker, folder: Path, size: Size) -> dict[s
         "median_step_seconds": statistics.median(each),
         "processor_seconds_per_step": (worked[-1] - worked[0]) / steps,
         "processor_share": (worked[-1] - worked[0]) / sum(each),
-        "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "peak_bytes": peak_bytes(),
         "beside_bytes": clock.beside_bytes,
         "positions_per_step": [min(positions), max(positions)],
         "written_per_step": sum(clock.written[timed]) / steps,
@@ -107,17 +109,30 @@ def measure_trainer(title: str, make: Maker, folder: Path, size: Size) -> dict[s
     }
 
 
+def peak_bytes() -> int:
+    """Of the process's memory, or where it has a GPU of what torch has taken of that."""
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
 def run_one(
-    comparison: Comparison, trainer: str, size: Size, folder: Path, cores: int
+    comparison: Comparison, trainer: str, size: Size, material: Path, cores: int | None
 ) -> dict[str, Any]:
     """One row of the results, in a fresh process and folder."""
     row = {"trainer": trainer, "size": asdict(size), "cores": cores, "date": now(), "load": load()}
-    job = {"trainer": trainer, "folder": str(folder), "size": asdict(size)}
-    found = {**row, **in_fresh_process(comparison.script, job, TIMEOUT_SECONDS, cores)}
-    expected = SEQUENCES * (size.prompt + size.completion)
+    with tempfile.TemporaryDirectory() as folder:
+        for part in material.iterdir():
+            (Path(folder) / part.name).symlink_to(part)
+        job = {"trainer": trainer, "folder": folder, "size": asdict(size)}
+        figures = in_fresh_process(comparison.script, job, TIMEOUT_SECONDS, cores, gpu=size.gpu)
+    found = {**row, **figures}
+    expected = size.sequences * (size.prompt + size.completion)
     if found.get("positions_per_step", [expected] * 2) != [expected] * 2:
         found["error"] = f"saw {found['positions_per_step']} positions a step, not {expected}"
-    expected = SEQUENCES * size.completion if comparison.writes else 0
+    expected = size.sequences * size.completion if comparison.writes else 0
     if found.get("written_per_step", expected) != expected:
         found["error"] = f"wrote {found['written_per_step']} tokens a step, not {expected}"
     return found
@@ -131,7 +146,12 @@ def arguments(comparison: Comparison) -> argparse.Namespace:
     parser.add_argument("--trainer", action="append", choices=list(comparison.trainers))
     vocabularies = [size.vocabulary for size in comparison.sizes]
     parser.add_argument("--vocabulary", action="append", type=int, choices=vocabularies)
-    parser.add_argument("--cores", type=int, default=1, help="that the process may use (1)")
+    parser.add_argument(
+        "--cores",
+        type=int,
+        default=comparison.cores,
+        help=f"that the process may use ({comparison.cores or 'all'})",
+    )
     parser.add_argument("--quick", action="store_true", help="few steps, not written")
     parser.add_argument("--out", type=Path, help="the JSON file")
     parser.add_argument("--update", action="store_true", help="keep its other rows")
@@ -169,17 +189,17 @@ def compare(comparison: Comparison) -> int:
     results = {"environment": environment(), "rows": rows}
     sizes = comparison.quick if options.quick else comparison.sizes
     for size in [s for s in sizes if s.vocabulary in (options.vocabulary or [s.vocabulary])]:
-        for trainer in options.trainer or list(comparison.trainers):
-            with tempfile.TemporaryDirectory() as folder:
-                count = SEQUENCES * (size.warm_up + size.steps + 32)
-                write_material(Path(folder), size, count, endless=comparison.writes)
-                row = run_one(comparison, trainer, size, Path(folder), options.cores)
-            say(row)
-            key = (trainer, row["size"])
-            rows[:] = [r for r in rows if (r["trainer"], r["size"]) != key] + [row]
-            if out:
-                out.parent.mkdir(exist_ok=True)
-                out.write_text(json.dumps(results, indent=1) + "\n")
+        with tempfile.TemporaryDirectory() as material:
+            count = size.sequences * (size.warm_up + size.steps + 32)
+            write_material(Path(material), size, count, endless=comparison.writes)
+            for trainer in options.trainer or list(comparison.trainers):
+                row = run_one(comparison, trainer, size, Path(material), options.cores)
+                say(row)
+                key = (trainer, row["size"])
+                rows[:] = [r for r in rows if (r["trainer"], r["size"]) != key] + [row]
+                if out:
+                    out.parent.mkdir(exist_ok=True)
+                    out.write_text(json.dumps(results, indent=1) + "\n")
     print("\n" + comparison.table(results))
     return 1 if any("error" in row for row in rows) else 0
 

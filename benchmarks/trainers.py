@@ -9,6 +9,8 @@ What is set besides the sizes, and whom it helps:
   `gkd-tokenized` is GKD with rows that were tokenized beforehand.
 - TRL's DistillationTrainer generates by design; in `train_step.py` a subclass gives it the rows'
   completions, tokenized beforehand, so it neither generates nor tokenizes.
+- On a GPU: autocast to bfloat16 with the student's weights in float32, the teacher in bfloat16,
+  and pinned memory.
 - All: AdamW in float32, clipping at 1, constant or decaying rate (costs nothing), forward KL
   (beta 0) at temperature 1.
 """
@@ -20,8 +22,6 @@ from typing import Any
 from clock import Clock
 from train_material import Size, read_rows
 
-SEQUENCES = 4
-
 RATE = 3e-4
 
 
@@ -30,15 +30,15 @@ def trl_settings(folder: Path, size: Size) -> dict[str, Any]:
     return {
         "output_dir": str(folder / "out"),
         "max_steps": size.warm_up + size.steps,
-        "per_device_train_batch_size": SEQUENCES,
+        "per_device_train_batch_size": size.sequences,
         "learning_rate": RATE,
         "gradient_checkpointing": False,
-        "bf16": False,
-        "use_cpu": True,
+        "bf16": size.gpu,
+        "use_cpu": not size.gpu,
         "report_to": "none",
         "save_strategy": "no",
         "disable_tqdm": True,
-        "dataloader_pin_memory": False,
+        "dataloader_pin_memory": size.gpu,
     }
 
 
@@ -56,11 +56,12 @@ def trl_parts(folder: Path, clock: Clock) -> dict[str, Any]:
     return {"model": student, "processing_class": tokenizer, "callbacks": [Ticks()]}
 
 
-def trl_teacher(folder: Path) -> Any:
+def trl_teacher(folder: Path, size: Size) -> Any:
     """The teacher, which GOLD asks to have a folder as its name."""
     from transformers import AutoModelForCausalLM
 
-    return AutoModelForCausalLM.from_pretrained(folder / "teacher", dtype="float32")
+    dtype = "bfloat16" if size.gpu else "float32"
+    return AutoModelForCausalLM.from_pretrained(folder / "teacher", dtype=dtype)
 
 
 def conversations(folder: Path) -> Any:
@@ -103,7 +104,7 @@ def trl_gkd(
     if tokenized:
         rows = _tokenized(folder, size, parts["processing_class"])
     return GKDTrainer(
-        teacher_model=trl_teacher(folder),
+        teacher_model=trl_teacher(folder, size),
         args=GKDConfig(
             **trl_settings(folder, size),
             lmbda=float(writes),
@@ -140,7 +141,7 @@ def trl_gold(folder: Path, size: Size, clock: Clock, *, uld: bool = False) -> An
     from trl.experimental.gold import GOLDConfig, GOLDTrainer
 
     return GOLDTrainer(
-        teacher_model=trl_teacher(folder),
+        teacher_model=trl_teacher(folder, size),
         args=GOLDConfig(
             **trl_settings(folder, size),
             lmbda=0.0,
@@ -179,7 +180,7 @@ def trl_distillation(folder: Path, size: Size, clock: Clock, *, writes: bool = F
             return [p for p, _ in ids], [c for _, c in ids], None, None, []
 
     return (DistillationTrainer if writes else OffPolicy)(
-        teacher_model=trl_teacher(folder),
+        teacher_model=trl_teacher(folder, size),
         args=DistillationConfig(
             **trl_settings(folder, size), beta=0.0, max_completion_length=size.completion
         ),
@@ -194,21 +195,22 @@ class Ours:
     def __init__(self, folder: Path, size: Size, clock: Clock, *, teacher: bool) -> None:
         # One step more: the clock ticks when the next one begins.
         steps = size.warm_up + size.steps + 1
+        dtype = "bfloat16" if size.gpu else "float32"
         cross_entropy = {"objective": {"kind": "cross_entropy"}, "weight": 0.5}
         recipe: dict[str, Any] = {
-            "student": {"name": str(folder / "student")},
+            "student": {"name": str(folder / "student"), "dtype": dtype},
             "source": {"path": str(folder / "rows.jsonl"), "holdout": 0},
             "terms": [cross_entropy],
             "train": {
                 "steps": steps,
-                "batch_tokens": SEQUENCES * (size.prompt + size.completion),
+                "batch_tokens": size.sequences * (size.prompt + size.completion),
                 "learning_rate": RATE,
                 "save_every": steps,
-                "device": "cpu",
+                "device": "cuda" if size.gpu else "cpu",
             },
         }
         if teacher:
-            recipe["teachers"] = {"big": {"name": str(folder / "teacher"), "dtype": "float32"}}
+            recipe["teachers"] = {"big": {"name": str(folder / "teacher"), "dtype": dtype}}
             forward_kl = {"objective": {"kind": "forward_kl"}, "teacher": "big", "weight": 0.5}
             recipe["terms"] = [forward_kl, cross_entropy]
         self.recipe, self.out, self.clock = recipe, folder / "run", clock

@@ -51,6 +51,7 @@ def assert_same(first, second, atol=1e-5):
 def few_rows_a_chunk(monkeypatch):
     few = dataclasses.replace(chunks.CPU, chunk_bytes=320 * 4 * 7)
     monkeypatch.setattr(chunks, "CPU", few)
+    monkeypatch.setattr(chunks, "GPU", few)
 
 
 @pytest.mark.parametrize("terms", TERMS)

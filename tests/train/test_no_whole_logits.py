@@ -90,7 +90,8 @@ def rows(tmp_path_factory):
 
 @pytest.mark.parametrize("case", KINDS)
 def test_a_step_makes_logits_of_a_chunk_at_a_time(case, models, rows, tmp_path, monkeypatch):
-    monkeypatch.setattr(chunks, "CPU", replace(chunks.CPU, chunk_rows=CHUNK))
+    for kind in ("CPU", "GPU"):
+        monkeypatch.setattr(chunks, kind, replace(chunks.CPU, chunk_rows=CHUNK))
     monkeypatch.setattr(by_rows, "CHUNK_BYTES", CHUNK * 5000 * 4)
     kind = case.split()[0]
     same = kind == "forward_kl"

@@ -53,7 +53,7 @@ class Sizes:
 CPU = Sizes(chunk_bytes=160 * 2**20, chunk_rows=512, block_elements=2**18)
 """Some arrays of a block fit a core's cache."""
 
-GPU = Sizes(chunk_bytes=320 * 2**20, chunk_rows=2**16, block_elements=2**24)
+GPU = Sizes(chunk_bytes=640 * 2**20, chunk_rows=2**16, block_elements=2**24)
 
 
 def sizes(device: str) -> Sizes:
@@ -126,7 +126,7 @@ class Chunked(torch.autograd.Function):
         return (
             None,
             *(
-                None if gradient is None else gradient.mul_(factor).to(dtype)
+                None if gradient is None else _times(gradient, factor, dtype)
                 for gradient, dtype in zip(found, ctx.types, strict=True)
             ),
         )
@@ -219,10 +219,7 @@ class Work:
         rows = rows.to(of.hidden.device)
         hidden = of.hidden[rows]
         if name not in self.buffers or len(self.buffers[name]) < len(rows):
-            # On a GPU each row begins where products and wide loads want it.
-            spare = 0 if hidden.device.type == "cpu" else -of.vocabulary % ALIGNED_COLUMNS
-            shape = (len(rows), of.vocabulary + spare)
-            self.buffers[name] = zeros(shape, hidden.dtype, hidden.device)
+            self.buffers[name] = _buffer(len(rows), of.vocabulary, hidden)
         out = self.buffers[name][: len(rows), : of.vocabulary]
         striped = out.device.type == "cpu" and out.dtype == torch.float32
         step = PROJECTED_COLUMNS if striped else of.vocabulary
@@ -388,6 +385,20 @@ def _unshaped(gradient: Tensor, shaped: Tensor, of: Projection) -> Tensor:
     if of.soft_cap is not None:
         gradient = gradient * (1 - (shaped / of.soft_cap).square_())
     return gradient if of.scale == 1.0 else gradient * of.scale
+
+
+def _buffer(rows: int, columns: int, like: Tensor) -> Tensor:
+    """Room for logits; on a GPU each row begins where products and wide loads want it."""
+    if like.device.type == "cpu":
+        return zeros((rows, columns), like.dtype, like.device)
+    return like.new_empty(rows, columns + -columns % ALIGNED_COLUMNS)
+
+
+def _times(gradient: Tensor, factor: Tensor, dtype: torch.dtype) -> Tensor:
+    """The product in `dtype`, in one pass where the device can; overwrites the gradient."""
+    if gradient.is_cuda and gradient.dtype != dtype:
+        return torch.mul(gradient, factor, out=torch.empty_like(gradient, dtype=dtype))
+    return gradient.mul_(factor).to(dtype)
 
 
 def _add_outer(total: Tensor, gradient: Tensor, hidden: Tensor) -> None:

@@ -245,7 +245,7 @@ def sum_over_rows(
 
 def why_not(implementation: str) -> str | None:
     """Why this implementation cannot be used here; None where it can."""
-    if implementation == "compiled" and torch.__version__ < (2, 12):
+    if implementation == "compiled" and torch.__version__ < "2.12":
         return (
             "before torch 2.12 the compiler may read logits that it has already overwritten, and"
             f" the loss comes out wrong; this is torch {torch.__version__}. Use `chunked`"

@@ -170,7 +170,7 @@ def in_place(
             ALIKE=labels is not None and temperature == 1 and width == logits.shape[1],
             TILE=TILE,
             PLACES=1 if known is None else triton.next_power_of_2(known.places),
-            num_warps=WARPS,
+            num_warps=WARPS,  # pyright: ignore[reportCallIssue]  # of any kernel
         )
     if of_teacher[1] is not None:
         of_teacher[1].add_(constant).mul_(scale)

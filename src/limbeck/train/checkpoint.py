@@ -137,7 +137,7 @@ class Checkpoints:
                 parameter.copy_(place(weights[name], parameter))
                 if f"{name}/step" in moments:
                     trainer.optimizer.state[parameter] = {
-                        "step": moments[f"{name}/step"],
+                        "step": moments[f"{name}/step"].to(parameter.device),
                         "exp_avg": place(moments[f"{name}/exp_avg"], parameter),
                         "exp_avg_sq": place(moments[f"{name}/exp_avg_sq"], parameter),
                     }

@@ -46,6 +46,7 @@ class Mesh:
             kind = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
         try:
             self.device = torch.device(kind)
+            _fits(self.device)
             torch.empty(0, device=self.device)
         except (RuntimeError, AssertionError) as error:
             reason = str(error).splitlines()[0]
@@ -57,7 +58,8 @@ class Mesh:
         self._started = self.size > 1 and not dist.is_initialized()
         if self._started:
             backend = "nccl" if self.device.type == "cuda" else "gloo"
-            dist.init_process_group(backend, timeout=TIMEOUT)
+            own = self.device if backend == "nccl" else None
+            dist.init_process_group(backend, timeout=TIMEOUT, device_id=own)
 
     def close(self) -> None:
         """Leave the process group, if this mesh joined it."""
@@ -130,6 +132,16 @@ class Mesh:
         """Wait for all processes."""
         if self.size > 1:
             dist.barrier()
+
+
+def _fits(device: torch.device) -> None:
+    """Raise RuntimeError where a process would have no GPU."""
+    there = torch.cuda.device_count() if device.type == "cuda" else 0
+    if (device.index or 0) >= there > 0:
+        raise RuntimeError(
+            f"there are {there} GPUs here, and torchrun started a process for number"
+            f" {device.index}; start at most {there} (--nproc-per-node), or set it to cpu"
+        )
 
 
 def whole(value: Tensor) -> Tensor:

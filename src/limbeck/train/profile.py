@@ -95,7 +95,8 @@ def time_table(events: Sequence[Any]) -> str:
     Args:
         events: the profiler's; at least one is a `STEP`.
     """
-    steps = [event for event in events if event.name == STEP]
+    # A GPU's time line has ranges of the same names, for what its kernels took.
+    steps = [e for e in events if e.name == STEP and e.device_type.name == "CPU"]
     spans = [step.time_range for step in steps]
     seconds = sum(span.elapsed_us() for span in spans) / 1e6
     inside = [event for event in events if any(_within(event.time_range, span) for span in spans)]
