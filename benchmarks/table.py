@@ -197,6 +197,8 @@ TABLES |= {
     "cache_size": cache_size_table,
     "cache_size_models": cache_size_table,
     "fused_loss_amx": fused_loss_table,
+    "fused_loss_h200": fused_loss_table,
+    "train_step_gpu": train_step_table,
     "train_step_two_cores": train_step_table,
     "cache_quality": cache_quality_table,
     "white_box": white_box_table,
@@ -235,6 +237,11 @@ step, answers of 40 (`benchmarks/on_policy.py`; "writing" is its share of the ti
 thread, student width 512, teacher width 1,024 (`benchmarks/fused_loss.py`): share of the machine's
 own rate on exactly the matrix products that the loss needs, memory on top of the inputs with the
 gradients in it, and seconds.""",
+    "fused_loss_h200": """The same on an NVIDIA H200 at the widths of real models, 2,048 and 8,192
+(`benchmarks/fused_loss_gpu.py`):""",
+    "train_step_gpu": """Whole training steps on the H200: a teacher of 1.0 billion weights, a
+student of 0.4, 8 rows of 1,024 tokens a step, bfloat16 (`benchmarks/train_step_gpu.py`; peak is of
+the GPU's memory, and behind a plus what the process that prepares steps has of the host's):""",
     "cache_quality": """Students of a live and of a cached teacher: a 260 k-parameter story model
 into one of four layers, three seeds, mean [lowest, highest] (`benchmarks/cache_quality.py`; the
 last column is the speed beside plain fine-tuning, everything on one core):""",
@@ -253,6 +260,7 @@ COMPARISONS = {
     "cache_size": "cache.md",
     "cache_size_models": "cache.md",
     "fused_loss_amx": "../benchmarks/README.md",
+    "fused_loss_h200": "../benchmarks/README.md",
     "train_step_two_cores": "../benchmarks/README.md",
     "cross_tokenizer": "methods.md",
     "white_box": "methods.md",

@@ -34,6 +34,7 @@ DIVERGENCES = {
     "logit_mse": {},
     "sorted_l1": {},
 }
+COMPILES = pytest.mark.skipif(fused.why_not("compiled") is not None, reason="torch before 2.12")
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
 
@@ -151,6 +152,7 @@ def test_any_shape(n, v, extra, chunk, temperature, name, seed):
         torch.testing.assert_close(mine, theirs, rtol=1e-7, atol=1e-9)
 
 
+@COMPILES
 @pytest.mark.parametrize("name", sorted(set(DIVERGENCES) - {"alpha_beta", "taid", "sorted_l1"}))
 def test_compiling_takes_a_block_whole(name, monkeypatch):
     """From the logits to the gradient in their place without a break, or nothing is fused."""
@@ -168,7 +170,19 @@ def test_compiling_takes_a_block_whole(name, monkeypatch):
             torch.testing.assert_close(mine, theirs)
 
 
-@pytest.mark.parametrize("implementation", ["chunked", "compiled", "naive"])
+def test_a_compiler_that_makes_wrong_losses_is_refused(monkeypatch):
+    """torch 2.11's reads the student's logits after the gradient has taken their place."""
+    monkeypatch.setattr(torch, "__version__", torch.torch_version.TorchVersion("2.11.0+cu130"))
+    with pytest.raises(ValueError, match=r"compiled: before torch 2.12 .* this is torch 2.11.0"):
+        fused_linear_divergence(*case(), implementation="compiled")
+    for version in ("2.12.0", "2.13.0+cpu", "3.0.0"):
+        monkeypatch.setattr(torch, "__version__", torch.torch_version.TorchVersion(version))
+        assert fused.why_not("compiled") is None
+
+
+@pytest.mark.parametrize(
+    "implementation", ["chunked", pytest.param("compiled", marks=COMPILES), "naive"]
+)
 def test_labels_in_the_same_pass(implementation):
     """CE reads all of the student's columns, the divergence those that both models have."""
     tensors, weight = case(v=301, w=280), weights(37)

@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import pytest
+import torch
 
 from limbeck.core.errors import RecipeError
 from limbeck.core.protocols import Scene
@@ -126,6 +127,12 @@ def test_a_sparse_cache_has_one_temperature():
     message = refused(text % ("sparse_kl", "temperature: {from: 2, to: 1}"))
     assert message.startswith("r.yaml:7: terms.0.schedule.temperature: teacher 'big' is kept")
     assert resolve(parse(text % ("sparse_kl", "weight: {from: 2, to: 1}")))
+
+
+def test_compiled_code_wants_a_compiler_that_is_right(monkeypatch):
+    text = TERM % ("forward_kl", "{}") + "train: {logits: compiled}\n"
+    monkeypatch.setattr(torch, "__version__", torch.torch_version.TorchVersion("2.11.0"))
+    assert "before torch 2.12" in refused(text)
 
 
 def test_compiled_code_has_fixed_numbers():

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from limbeck.core.term import Term
-from limbeck.core.types import NO_OFFSET, Pairing, Sample, Signals, Spans, Turn
+from limbeck.core.types import NO_OFFSET, Pairing, Sample, Signals, Spans, Turn, View
+from limbeck.losses.projection import Projection
 from limbeck.models.load import load_student, load_teacher
 from limbeck.train import prepare
 from limbeck.train.batches import Batches, Item
@@ -165,6 +166,29 @@ def test_a_thread_that_waits_for_the_process_is_let_go(parts, monkeypatch, caplo
     preparation.close()
     assert isinstance(waiting.exception(10), WorkerDied)
     assert not caplog.records
+
+
+def test_all_that_goes_to_a_gpu_is_pinned_but_no_head(monkeypatch):
+    """Views, pairings and what cached teachers said; a head would be copied at every step."""
+    seen = []
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self: seen.append(self) or self)
+    view = View(
+        ids=torch.tensor([[1, 2]]),
+        attend=torch.ones(1, 2, dtype=torch.bool),
+        offsets=torch.zeros(1, 2, 2, dtype=torch.int64),
+        rows=torch.tensor([0]),
+        names=("a",),
+    )
+    head = Projection(hidden=torch.zeros(1, 3), weight=torch.zeros(5, 3))
+    told = Signals(labels=torch.tensor([2]), projection=head, hidden={"-1": torch.zeros(1, 3)})
+    pairing = Pairing(student=torch.tensor([0]), teacher=None, weight=torch.ones(1))
+    micro = prepare.MicroBatch({None: view}, [pairing], {"big": told}, tokens=2)
+    (pinned,) = prepare._pinned([micro])
+    assert pinned.heard["big"].projection is head
+    expected = [view.ids, view.attend, view.offsets, view.rows]
+    expected += [pairing.student, pairing.weight, told.labels, told.hidden["-1"]]
+    assert {id(tensor) for tensor in seen} == {id(tensor) for tensor in expected}
+    assert pinned.views[None].names == ("a",)
 
 
 class Bound:

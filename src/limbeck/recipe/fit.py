@@ -12,6 +12,7 @@ from limbeck.core.registry import did_you_mean, kinds
 from limbeck.core.specs import CachedTeacher, EnsembleTeacher, SelfTeacher, ServerTeacher
 from limbeck.core.term import Term
 from limbeck.core.types import Needs, without_sites
+from limbeck.losses.fused import why_not
 from limbeck.recipe.document import Document
 from limbeck.recipe.schema import Recipe
 
@@ -57,6 +58,8 @@ def fit(recipe: Recipe, document: Document | None = None) -> Recipe:
         limbeck.evals.check_names(recipe.evals)
     except RecipeError as error:
         raise document.error(error.field, error.reason) from None
+    if reason := why_not(recipe.train.logits):
+        raise document.error("train.logits", reason)
     return replace(recipe, terms=terms)
 
 
