@@ -258,6 +258,9 @@ def test_what_has_a_form():
         rest=torch.full((1,), 0.5),
         negentropy=torch.zeros(1),
     )
+    wide = replace(known, ids=known.ids.repeat(1, 2000), mass=known.mass.repeat(1, 2000))
+    kernel = fused.partial(fused.kernels.sparse_kl, tail=False)
+    assert not fits(chunks.RowTerm(loss=kl.loss, weight=weight, kernel=kernel, beside=wide))
     for tail, rest, right in ((True, 0.5, False), (False, 0.5, True), (True, 0.0, True)):
         said = replace(known, rest=torch.full((1,), rest))
         kernel = fused.partial(fused.kernels.sparse_kl, tail=tail)

@@ -28,6 +28,9 @@ TILE = 4096
 
 WARPS = 8
 
+MOST_PLACES = 1024
+"""Known tokens of a row, which are all held at once."""
+
 
 class _Logits(NamedTuple):
     """Rows of logits as the kernel takes them.
@@ -109,6 +112,8 @@ def _form_of(term: "RowTerm") -> tuple[Form, float] | None:
 def _without_rest(term: "RowTerm") -> bool:
     if not isinstance(term.beside, Sparse) or not isinstance(term.kernel, partial):
         return False
+    if term.beside.ids.shape[1] > MOST_PLACES:
+        return False
     tail = term.kernel.keywords["tail"]
     return term.kernel.func is kernels.sparse_kl and not (tail and bool(term.beside.rest.any()))
 
@@ -143,9 +148,8 @@ def in_place(
             assert isinstance(term.kernel, partial)
             sparse = term.beside[rows]
             mass, _rest, constant = kernels.known(sparse, torch.float32, **term.kernel.keywords)
-            constant = constant.masked_fill(
-                mass.sum(-1) == 0, 0.0
-            )  # a row that nothing is known of
+            unknown = mass.sum(-1) == 0
+            constant = constant.masked_fill(unknown, 0.0)
             known = _Known(sparse.ids, mass, sparse.ids.shape[1])
         else:
             assert term.teacher is not None
