@@ -217,5 +217,5 @@ def test_ctrl_c_waits_for_what_is_paid_and_says_how_to_go_on(recipe, tmp_path):
             assert noise not in said
         assert not (tmp_path / "data" / "card.json").exists()
         with closing(sqlite3.connect(tmp_path / "a.sqlite")) as ledger:
-            states = [state for (state,) in ledger.execute("SELECT state FROM requests")]
-        assert states == ["answered"] * len(mock.requests)
+            ends = ledger.execute("SELECT state, reason FROM requests").fetchall()
+        assert ends == [("answered", None)] * len(mock.requests)

@@ -185,17 +185,21 @@ class Work:
 
     def losses(self, rows: Tensor) -> Tensor:
         """Add the rows' losses to the sums; returns the gradient to the logits, [c, v]."""
-        logits = self._logits("", self.student, rows)
-        theirs = {name: self._logits(name, t, rows) for name, t in self.teachers.items()}
+        logits, theirs = self._made(rows)
         values = self._by_blocks(logits, theirs, rows)
         if self.has_kernels and not bool(values.isfinite().all()):
             # Where a model rules tokens out, the definition knows what to do: from here on.
             self.has_kernels = False
-            logits = self._logits("", self.student, rows)
+            logits, theirs = self._made(rows)
             values = self._by_blocks(logits, theirs, rows)
         weights = self.weights[:, rows]
         self.sums += (weights * torch.where(weights > 0, values, 0.0)).sum(-1)
         return logits
+
+    def _made(self, rows: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """The student's and the teachers' logits of a chunk, which its losses overwrite."""
+        theirs = {name: self._logits(name, t, rows) for name, t in self.teachers.items()}
+        return self._logits("", self.student, rows), theirs
 
     def _by_blocks(self, logits: Tensor, theirs: Mapping[str, Tensor], rows: Tensor) -> Tensor:
         """Losses [k, c] of a chunk; their gradient takes the place of its logits."""
@@ -269,7 +273,7 @@ def in_place(
         losses: `by_kernels` or `by_definition`.
         work: whose terms, scales and soft caps are meant.
         logits: [r, v] of the student, before scale and cap; overwritten.
-        theirs: [r, w] logits by teacher, before scale and cap.
+        theirs: [r, w] logits by teacher, before scale and cap; overwritten.
         pulls, rows: as in `by_kernels`.
 
     Returns:
@@ -277,8 +281,12 @@ def in_place(
     """
     shaped = _shaped(logits.to(work.exact), work.student)
     teachers = {name: _shaped(t.to(work.exact), work.teachers[name]) for name, t in theirs.items()}
+    bend = _bend(shaped, work.student)
     values, gradient = losses(shaped, teachers, work.terms, pulls, rows)
-    logits.copy_(_unshaped(gradient, shaped, work.student))
+    if bend is not None:
+        gradient = gradient.mul_(bend)
+    if gradient is not logits:
+        logits.copy_(gradient)
     return values
 
 
@@ -292,7 +300,7 @@ def by_kernels(
     """All terms' losses of a block and their gradient; all terms have a kernel.
 
     Args:
-        student: [r, v] logits.
+        student: [r, v] logits; overwritten, and so are the teachers'.
         teachers: [r, w] logits by name.
         terms: k of them.
         pulls: [k, r], what each loss counts in the gradient.
@@ -302,31 +310,24 @@ def by_kernels(
         values: [k, r]; not finite where logits are not.
         gradient: [r, v] to the student's logits.
     """
-    softened: dict[tuple[str, float, int], kernels.Softened] = {}
-
-    def soften(name: str, logits: Tensor, temperature: float, width: int) -> kernels.Softened:
-        key = (name, temperature, width)
-        if key not in softened:
-            cut = logits[:, :width]
-            softened[key] = kernels.Softened(cut if temperature == 1 else cut / temperature)
-        return softened[key]
-
+    keys = [_softened_keys(term, student, teachers) for term in terms]
+    softened = _softened({"": student, **teachers}, keys, terms)
     values: list[Tensor] = []
     whole: Tensor | None = None
-    for term, pull in zip(terms, pulls, strict=True):
+    for index, (term, pull) in enumerate(zip(terms, pulls, strict=True)):
         assert term.kernel is not None
-        temperature, width = term.temperature, student.shape[1]
-        if term.teacher is not None:
-            theirs = teachers[term.teacher]
-            width = min(width, theirs.shape[1])
-            beside: Any = soften(term.teacher, theirs, temperature, width)
-        else:
+        for key in keys[index]:
+            softened[key].last = not any(key in later for later in keys[index + 1 :])
+        if term.teacher is None:
             assert term.beside is not None
-            beside = term.beside[rows]
-        value, gradient = term.kernel(soften("", student, temperature, width), beside)
-        scale, slope = kernels.scales(temperature, term.scale_by_t2)
+            theirs: Any = term.beside[rows]
+        else:
+            theirs = softened[keys[index][1]]
+        value, gradient = term.kernel(softened[keys[index][0]], theirs)
+        scale, slope = kernels.scales(term.temperature, term.scale_by_t2)
         values.append(value.mul_(scale))
         gradient = gradient.mul_((pull * slope)[:, None])
+        width = gradient.shape[1]
         if whole is None and width == student.shape[1]:
             whole = gradient
         else:
@@ -334,6 +335,45 @@ def by_kernels(
             whole[:, :width] += gradient
     assert whole is not None
     return torch.stack(values), whole
+
+
+Key = tuple[str, float, int]
+"""Whose logits (the student's are ""), at which temperature, and how many columns."""
+
+
+def _softened_keys(
+    term: RowTerm, student: Tensor, teachers: Mapping[str, Tensor]
+) -> tuple[Key, ...]:
+    """What a term reads: the student, and its teacher if it has one."""
+    if term.teacher is None:
+        return (("", term.temperature, student.shape[1]),)
+    width = min(student.shape[1], teachers[term.teacher].shape[1])
+    return tuple((name, term.temperature, width) for name in ("", term.teacher))
+
+
+def _softened(
+    logits: Mapping[str, Tensor], keys: Sequence[Sequence[Key]], terms: Sequence[RowTerm]
+) -> dict[Key, kernels.Softened]:
+    """All of them; each takes the place of its logits where those serve no other."""
+    several = {key for pair in keys for key in pair}
+    read = {
+        key
+        for pair, term in zip(keys, terms, strict=True)
+        if getattr(term.kernel, "func", term.kernel) in kernels.OF_LOGITS
+        for key in pair
+    }
+    found: dict[Key, kernels.Softened] = {}
+    in_the_open = not torch.compiler.is_compiling()  # which sees to memory by itself
+    for key in several:
+        name, temperature, width = key
+        alone = in_the_open and sum(other[0] == name for other in several) == 1
+        whole = logits[name]
+        cut = whole if width == whole.shape[1] else whole[:, :width]
+        if temperature != 1:
+            cut = cut.div_(temperature) if alone else cut / temperature
+        spare = alone or (in_the_open and temperature != 1)
+        found[key] = kernels.Softened(cut, spare=spare and key not in read)
+    return found
 
 
 def by_definition(
@@ -380,11 +420,11 @@ def _shaped(logits: Tensor, of: Projection | Tensor) -> Tensor:
     return logits if of.soft_cap is None else (logits / of.soft_cap).tanh_().mul_(of.soft_cap)
 
 
-def _unshaped(gradient: Tensor, shaped: Tensor, of: Projection) -> Tensor:
-    """The gradient before scale and soft cap."""
+def _bend(shaped: Tensor, of: Projection) -> Tensor | float | None:
+    """The derivative of scale and soft cap; None where they change nothing."""
     if of.soft_cap is not None:
-        gradient = gradient * (1 - (shaped / of.soft_cap).square_())
-    return gradient if of.scale == 1.0 else gradient * of.scale
+        return (shaped / of.soft_cap).square_().neg_().add_(1).mul_(of.scale)
+    return None if of.scale == 1.0 else of.scale
 
 
 def _buffer(rows: int, columns: int, like: Tensor) -> Tensor:

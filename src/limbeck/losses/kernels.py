@@ -27,21 +27,39 @@ Kernel = Callable[..., tuple[Tensor, Tensor]]
 class Softened:
     """Logits of r rows divided by a temperature; what is made of them is made once.
 
+    What a kernel takes, it may overwrite. So that a block stays in the cache, that is no copy where
+    no other kernel will ask: a kernel first asks for the probabilities it will need beside the
+    log-probabilities that it takes.
+
     Attributes:
-        logits: [r, v] float32 or float64.
+        logits: [r, v] float32 or float64; None once their log-probabilities have their place.
+        spare: the logits may be overwritten.
+        last: no other kernel will ask.
     """
 
     # No cached_property: its lock is more than `torch.compile` can follow.
-    def __init__(self, logits: Tensor) -> None:
-        self.logits = logits
+    def __init__(self, logits: Tensor, *, spare: bool = False, last: bool = False) -> None:
+        self._logits: Tensor | None = logits
+        self.spare, self.last = spare, last
         self._log_probabilities: Tensor | None = None
         self._probabilities: Tensor | None = None
+
+    @property
+    def logits(self) -> Tensor:
+        """[r, v]; not to be changed in place."""
+        assert self._logits is not None
+        return self._logits
 
     @property
     def log_probabilities(self) -> Tensor:
         """[r, v] log softmax; not to be changed in place."""
         if self._log_probabilities is None:
-            self._log_probabilities = self.logits.log_softmax(-1)
+            if self.spare:
+                torch.log_softmax(self.logits, -1, out=self.logits)
+                self._log_probabilities, self._logits = self._logits, None
+            else:
+                self._log_probabilities = self.logits.log_softmax(-1)
+        assert self._log_probabilities is not None
         return self._log_probabilities
 
     @property
@@ -51,18 +69,35 @@ class Softened:
             self._probabilities = self.log_probabilities.exp()
         return self._probabilities
 
+    def take_log_probabilities(self) -> Tensor:
+        """[r, v] log softmax, to be overwritten."""
+        if not self.last:
+            return self.log_probabilities.clone()
+        taken, self._log_probabilities, self._logits = self.log_probabilities, None, None
+        return taken
+
+    def take_probabilities(self) -> Tensor:
+        """[r, v] softmax, to be overwritten."""
+        if self.last:
+            if self._probabilities is None:
+                return self.take_log_probabilities().exp_()
+            taken, self._probabilities = self._probabilities, None
+            return taken
+        made = self._probabilities
+        return self.log_probabilities.exp() if made is None else made.clone()
+
 
 def forward_kl(student: Softened, teacher: Softened) -> tuple[Tensor, Tensor]:
     """KL(p || q) and q - p."""
     p = teacher.probabilities
-    return _dot(p, _log_ratio(teacher, student)), student.probabilities - p
+    ratio = _log_ratio(teacher, student)
+    return ratio.mul_(p).sum(-1), student.take_probabilities().sub_(p)
 
 
 def reverse_kl(student: Softened, teacher: Softened) -> tuple[Tensor, Tensor]:
     """KL(q || p); a = log q - log p."""
-    ratio = _log_ratio(student, teacher)
-    value = _dot(student.probabilities, ratio)
-    return value, student.probabilities * ratio.sub_(value[:, None])
+    q = student.probabilities
+    return _centred(q, _log_ratio(student, teacher).mul_(q))
 
 
 def jensen_shannon(
@@ -72,13 +107,12 @@ def jensen_shannon(
     check_share("beta", beta)
     if beta in (0, 1):
         return _nothing(student)
+    q = student.probabilities
     log_ratio = _log_ratio(student, teacher).clamp_(max=FAR)  # log q - log p
     log_mixture = log_ratio.exp().mul_(1 - beta).add_(beta).log_()  # log m - log p
-    teachers = _dot(teacher.probabilities, log_mixture).neg_()
-    a = log_ratio.sub_(log_mixture)
-    students = _dot(student.probabilities, a)
-    gradient = a.sub_(students[:, None]).mul_(student.probabilities).mul_(1 - beta)
-    return beta * teachers + (1 - beta) * students, gradient
+    students, gradient = _centred(q, log_ratio.sub_(log_mixture).mul_(q))
+    teachers = log_mixture.mul_(teacher.take_probabilities()).sum(-1)
+    return (1 - beta) * students - beta * teachers, gradient.mul_(1 - beta)
 
 
 def skew_forward_kl(
@@ -93,9 +127,10 @@ def skew_forward_kl(
         return forward_kl(student, teacher)
     if alpha == 1:
         return _nothing(student)
+    q = student.probabilities
     excess = _log_ratio(student, teacher).clamp_(max=FAR).expm1_().mul_(1 - alpha)  # m / p - 1
-    value = _dot(teacher.probabilities, excess.log1p()).neg_()
-    return value, _through_softmax(student, _relative(excess).mul_(1 - alpha))
+    value = excess.log1p().mul_(teacher.take_probabilities()).sum(-1).neg_()
+    return value, _centred(q, _relative(excess).mul_(1 - alpha).mul_(q))[1]
 
 
 def skew_reverse_kl(
@@ -107,20 +142,23 @@ def skew_reverse_kl(
         return reverse_kl(student, teacher)
     if alpha == 1:
         return _nothing(student)
+    q = student.probabilities
     excess = _log_ratio(teacher, student).clamp_(max=FAR).expm1_().mul_(1 - alpha)  # m / q - 1
-    log_mixture = excess.log1p()
-    value = _dot(student.probabilities, log_mixture).neg_()
-    return value, _through_softmax(student, _relative(excess).mul_(alpha).sub_(log_mixture))
+    log_mixture = excess.log1p().mul_(q)
+    value = log_mixture.sum(-1).neg_()
+    return value, _centred(q, _relative(excess).mul_(alpha).mul_(q).sub_(log_mixture))[1]
 
 
 def total_variation(student: Softened, teacher: Softened) -> tuple[Tensor, Tensor]:
     """1/2 sum |p - q|; a = 1/2 sign(q - p)."""
-    gap = student.probabilities - teacher.probabilities
-    return gap.abs().sum(-1).mul_(0.5), _through_softmax(student, gap.sign_().mul_(0.5))
+    q = student.probabilities
+    gap = teacher.take_probabilities().sub_(q)
+    return gap.abs().sum(-1).mul_(0.5), _centred(q, gap.sign_().mul_(-0.5).mul_(q))[1]
 
 
 def adaptive_kl(student: Softened, teacher: Softened, *, mu: float = 0.5) -> tuple[Tensor, Tensor]:
     """w KL(p || q) + (1 - w) KL(q || p); the weight w is a constant to the gradient."""
+    student.last = teacher.last = False
     share = divergences.head_share(teacher.probabilities, student.probabilities, mu)
     value, gradient = forward_kl(student, teacher)
     backward, other = reverse_kl(student, teacher)
@@ -132,25 +170,25 @@ def alpha_beta(
 ) -> tuple[Tensor, Tensor]:
     """The alpha-beta divergence; q a = q^beta (q^alpha - p^alpha) / alpha."""
     whole = alpha + beta
-    logp = teacher.log_probabilities
+    q, logp = student.probabilities, teacher.log_probabilities
     ratio = _log_ratio(student, teacher)
     points = powers.nodes(alpha, beta, logp.dtype)
     if points is None:
-        return ratio.square().sum(-1).mul_(0.5), _centred(student, ratio)
+        return ratio.square().sum(-1).mul_(0.5), _centred(q, ratio)[1]
     low, middle, high = points
     slopes: dict[tuple[float, float], Tensor] = {}
     for pair in ((low, middle), (middle, high), (min(beta, whole), max(beta, whole))):
         if pair not in slopes:
             slopes[pair] = _slope(logp, ratio, whole, *pair)
     value = (slopes[middle, high].sum(-1) - slopes[low, middle].sum(-1)).div_(high - low)
-    return value, _centred(student, slopes[min(beta, whole), max(beta, whole)])
+    return value, _centred(q, slopes[min(beta, whole), max(beta, whole)])[1]
 
 
 def taid(student: Softened, teacher: Softened, *, t: float = 0.5) -> tuple[Tensor, Tensor]:
     """KL(m || q) and q - m, m = softmax((1 - t) s + t z)."""
     check_share("t", t)
     target = interpolated.between(student.logits, teacher.logits, t)
-    return forward_kl(student, Softened(target))
+    return forward_kl(student, Softened(target, last=True))
 
 
 def ranking(
@@ -182,7 +220,7 @@ def cross_entropy(student: Softened, label: Tensor) -> tuple[Tensor, Tensor]:
     known = label != labels.IGNORE
     place = label.clamp(min=0)[:, None]
     value = -student.log_probabilities.gather(-1, place).squeeze(-1)
-    gradient = student.probabilities * known[:, None]
+    gradient = student.take_probabilities().mul_(known[:, None])
     gradient.scatter_add_(-1, place, -known[:, None].to(gradient))
     return value.masked_fill(~known, 0.0), gradient
 
@@ -192,19 +230,18 @@ def sparse_kl(student: Softened, teacher: Sparse, *, tail: bool = True) -> tuple
 
     Rows of which nothing is known give 0.
     """
-    q = student.probabilities
-    mass, rest, constant = known(teacher, q.dtype, tail=tail)
-    total = mass.sum(-1) + rest if tail else (mass.sum(-1) > 0).to(mass)
     logq = student.log_probabilities.gather(-1, teacher.ids)
+    mass, rest, constant = known(teacher, logq.dtype, tail=tail)
+    total = mass.sum(-1) + rest if tail else (mass.sum(-1) > 0).to(mass)
     value = constant - torch.where(mass > 0, mass * logq, 0.0).sum(-1)
-    gradient = q * total[:, None]
+    gradient = student.take_probabilities().mul_(total[:, None])
     if tail and bool((rest > 0).any()):
         # Places without mass may name any token, even one that has mass at another place.
         own = torch.where(mass > 0, gradient.gather(-1, teacher.ids), 0.0)
         others = gradient.scatter_add(-1, teacher.ids, -own).clamp_(min=0.0)
         q_rest = others.sum(-1)
         value = value - torch.xlogy(rest, q_rest)
-        gradient.addcmul_(others, (-rest / q_rest.clamp(min=torch.finfo(q.dtype).tiny))[:, None])
+        gradient.addcmul_(others, (-rest / q_rest.clamp(min=torch.finfo(logq.dtype).tiny))[:, None])
     gradient.scatter_add_(-1, teacher.ids, -mass)
     return value.masked_fill(total == 0, 0.0), gradient
 
@@ -236,6 +273,9 @@ KERNELS: dict[Callable[..., Tensor], Kernel] = {
 }
 """The losses of two models' logits that have a kernel."""
 
+OF_LOGITS = (taid, ranking, logit_mse)
+"""Kernels that read the logits themselves."""
+
 
 def scales(temperature: float, scale_by_t2: bool) -> tuple[float, float]:
     """What a kernel's value and gradient are multiplied by: T^2 (or 1), and that over T."""
@@ -249,19 +289,8 @@ def _relative(excess: Tensor) -> Tensor:
 
 
 def _log_ratio(over: Softened, under: Softened) -> Tensor:
-    """[r, v] log p - log q; equal logits give exactly 0."""
-    return over.log_probabilities - under.log_probabilities
-
-
-def _dot(first: Tensor, second: Tensor) -> Tensor:
-    """[r] inner products of rows."""
-    return torch.linalg.vecdot(first, second)
-
-
-def _through_softmax(student: Softened, a: Tensor) -> Tensor:
-    """q (a - <q, a>), in place of a."""
-    q = student.probabilities
-    return a.sub_(_dot(q, a)[:, None]).mul_(q)
+    """[r, v] log p - log q, in place of the first; equal logits give exactly 0."""
+    return over.take_log_probabilities().sub_(under.log_probabilities)
 
 
 def _slope(logp: Tensor, ratio: Tensor, whole: float, first: float, second: float) -> Tensor:
@@ -274,10 +303,12 @@ def _slope(logp: Tensor, ratio: Tensor, whole: float, first: float, second: floa
     return change.mul_(larger).div_(second - first)
 
 
-def _centred(student: Softened, slope: Tensor) -> Tensor:
-    """q a - q <q, a>, in place of q a."""
-    return slope.addcmul_(student.probabilities, slope.sum(-1, keepdim=True), value=-1)
+def _centred(q: Tensor, pulled: Tensor) -> tuple[Tensor, Tensor]:
+    """<q, a> and q a - q <q, a>, the latter in place of q a."""
+    mean = pulled.sum(-1)
+    return mean, pulled.addcmul_(q, mean[:, None], value=-1)
 
 
 def _nothing(student: Softened) -> tuple[Tensor, Tensor]:
-    return student.logits.new_zeros(len(student.logits)), torch.zeros_like(student.logits)
+    like = student.log_probabilities
+    return like.new_zeros(len(like)), torch.zeros_like(like)
