@@ -22,10 +22,11 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 
 
 def environment() -> dict[str, Any]:
-    """Date, processor, memory, and the versions of what is measured (null: not installed)."""
+    """Date, processor, GPU, memory, and the versions of what is measured (null: not there)."""
     return {
         "date": now(),
         "processor": processor(),
+        "gpu": gpu(),
         "cores": os.cpu_count(),
         "memory_gb": round(memory_bytes("MemTotal") / 1e9, 1),
         "system": f"{platform.system()} {platform.release()}",
@@ -61,6 +62,16 @@ def processor() -> str:
         fields.setdefault(name.strip(), value.strip())
     units = [u for u in ("avx512f", "avx512_bf16", "amx_bf16") if u in fields.get("flags", "")]
     return f"{fields.get('model name', platform.processor())} ({', '.join(units) or 'no avx512'})"
+
+
+def gpu() -> str | None:
+    """The first GPU's name, as its driver says it; None where there is none."""
+    try:
+        asked = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
+        said = subprocess.run(asked, capture_output=True, text=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return next(iter(said.splitlines()), None)
 
 
 def installed(package: str) -> str | None:

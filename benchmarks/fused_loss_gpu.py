@@ -24,7 +24,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from environment import environment, now
+from environment import commit, environment, now
 from fused_loss import TOLERANCE, Case, errors_of, make_tensors
 from measure import CHUNK_ROWS, answer, in_fresh_process, operations
 from table import fused_loss_table
@@ -125,6 +125,7 @@ def worker(implementation: str) -> dict[str, Any]:
     rows: list[dict[str, Any]] = []
     for case in CASES:
         row = {"case": asdict(case), "implementation": implementation, "date": now()}
+        row["limbeck_commit"] = commit()
         try:
             row |= measure_case(case, implementation)
         except ImportError as error:
@@ -133,7 +134,7 @@ def worker(implementation: str) -> dict[str, Any]:
             row |= {"error": str(error).splitlines()[0][:300]}
         rows.append(row)
         torch.cuda.empty_cache()
-    return {"rows": rows, "gpu": torch.cuda.get_device_name()}
+    return {"rows": rows}
 
 
 def main() -> int:
@@ -145,19 +146,25 @@ def main() -> int:
     )
     parser.add_argument("--implementation", action="append", choices=list(IMPLEMENTATIONS))
     parser.add_argument("--out", type=Path, default=RESULTS, help="the JSON file")
+    parser.add_argument("--update", action="store_true", help="keep its other rows")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.worker:
         answer(worker(json.loads(options.worker)))
         return 0
     results = {"environment": environment(), "widths": WIDTHS, "rows": []}
+    if results["environment"]["gpu"] is None:
+        print("there is no GPU here", file=sys.stderr)
+        return 1
+    if options.update and options.out.exists():
+        results["rows"] = json.loads(options.out.read_text())["rows"]
     for implementation in options.implementation or IMPLEMENTATIONS:
         found = in_fresh_process(__file__, implementation, TIMEOUT_SECONDS, gpu=True)
-        rows = found.pop(
+        rows = found.get(
             "rows", [{"case": asdict(c), "implementation": implementation, **found} for c in CASES]
         )
-        results["gpu"] = found.get("gpu", results.get("gpu"))
-        results["rows"] += rows
+        others = [row for row in results["rows"] if row["implementation"] != implementation]
+        results["rows"] = others + rows
         for row in rows:
             print(say(row), flush=True)
         options.out.parent.mkdir(exist_ok=True)

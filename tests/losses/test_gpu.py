@@ -280,6 +280,18 @@ def test_what_has_no_form_is_taken_as_chunked():
         assert torch.equal(mine, theirs)
 
 
+def test_where_no_kernel_can_be_made_losses_are_chunked(monkeypatch, caplog):
+    gpu.works.cache_clear()
+    assert gpu.works(DEVICE)
+    gpu.works.cache_clear()
+    monkeypatch.setattr(gpu.row_kernel, "one", None)  # as without a C compiler
+    assert not gpu.works(DEVICE)
+    assert not gpu.works(DEVICE)
+    (said,) = [record.getMessage() for record in caplog.records]
+    assert said.startswith(f"no kernel can be made for {DEVICE}, so losses are `chunked`: ")
+    gpu.works.cache_clear()
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_a_gpu_takes_it_by_default(monkeypatch):
     called = []

@@ -259,11 +259,12 @@ def _run(implementation: str, hidden: Tensor, terms: Sequence[RowTerm]) -> Calla
     """What takes the losses of a block of rows."""
     if implementation == "compiled":
         return compiled_block()
-    on_gpu = hidden.is_cuda and find_spec("triton") is not None
-    if implementation == "triton" or (implementation == "auto" and on_gpu):
+    if implementation == "triton" or (implementation == "auto" and hidden.is_cuda):
+        if find_spec("triton") is None or hidden.dtype == torch.float64:
+            return in_place
         from limbeck.losses import gpu
 
-        if hidden.dtype != torch.float64 and gpu.fits(terms):
+        if (implementation == "triton" or gpu.works(hidden.device)) and gpu.fits(terms):
             return gpu.in_place
     return in_place
 

@@ -7,6 +7,8 @@ finds the normalizers, a last one writes the gradient in the place of the studen
 Triton comes with torch where torch knows GPUs; nothing imports this file elsewhere.
 """
 
+import functools
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -22,6 +24,8 @@ from limbeck.losses.sparse import Sparse
 
 if TYPE_CHECKING:
     from limbeck.losses.chunks import RowTerm, Work
+
+log = logging.getLogger(__name__)
 
 TILE = 4096
 """Tokens of a row at a time."""
@@ -83,6 +87,23 @@ FORMS: Mapping[Callable[..., Any], Form] = {
     kernels.skew_reverse_kl: Form(row_kernel.skew_reverse_kl, "alpha", 0.1),
     kernels.total_variation: Form(row_kernel.total_variation),
 }
+
+
+@functools.cache
+def works(device: torch.device) -> bool:
+    """Whether kernels can be made for this device, tried once.
+
+    Triton wants a C compiler and Python's header files, which slim images lack.
+    """
+    place = torch.zeros(1, device=device)
+    try:
+        with torch.cuda.device_of(place):
+            row_kernel.one[(1,)](place)
+        return bool(place.item() == 1)
+    except Exception as error:  # of Triton, of a compiler that it calls, or of none
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        log.warning("no kernel can be made for %s, so losses are `chunked`: %s", device, reason)
+        return False
 
 
 def fits(terms: Sequence["RowTerm"]) -> bool:

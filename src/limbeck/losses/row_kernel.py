@@ -68,6 +68,12 @@ def total_variation(logp, logq, share):
 
 
 @triton.jit
+def one(place):
+    """Write 1 there: the least that shows that kernels can be made."""
+    tl.store(place, 1.0)
+
+
+@triton.jit
 def _shaped(of, row, columns, count):
     """A tile of a row's logits after scale and soft cap; -inf from `count` on.
 
