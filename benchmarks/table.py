@@ -238,7 +238,8 @@ thread, student width 512, teacher width 1,024 (`benchmarks/fused_loss.py`): sha
 own rate on exactly the matrix products that the loss needs, memory on top of the inputs with the
 gradients in it, and seconds.""",
     "fused_loss_h200": """The same on an NVIDIA H200 at the widths of real models, 2,048 and 8,192
-(`benchmarks/fused_loss_gpu.py`):""",
+(`benchmarks/fused_loss_gpu.py`; `logits: chunked` is without our Triton kernel, and was measured
+with chunks of half the size):""",
     "train_step_gpu": """Whole training steps on the H200: a teacher of 1.0 billion weights, a
 student of 0.4, 8 rows of 1,024 tokens a step, bfloat16 (`benchmarks/train_step_gpu.py`; peak is of
 the GPU's memory, and behind a plus what the process that prepares steps has of the host's):""",

@@ -69,6 +69,8 @@ def test_a_process_takes_a_gpu_by_its_number(two_gpus, monkeypatch, place, devic
 
 def test_a_process_without_a_gpu_of_its_own_says_how_many_there_are(two_gpus, monkeypatch):
     monkeypatch.setenv("LOCAL_RANK", "2")
-    with pytest.raises(RecipeError, match=r"there are 2 GPUs here.*start at most 2") as refused:
+    with pytest.raises(
+        RecipeError, match=r"number 2, there are 2; .*start at most 2 processes"
+    ) as refused:
         mesh.Mesh()
     assert refused.value.field == "train.device"

@@ -2,7 +2,6 @@
 
 import json
 import re
-import socket
 from types import SimpleNamespace
 
 import pytest
@@ -42,8 +41,10 @@ def test_a_run_says_where_the_time_goes(make_recipe, tmp_path):
 
     trace = (folder / "trace.json").read_text()
     assert str(tmp_path) not in trace
-    assert f'"host_name": "{socket.gethostname()}"' not in trace
-    events = json.loads(trace)["traceEvents"]
+    written = json.loads(trace)
+    # Not every version of torch writes these; where they stand they are empty.
+    assert {written.get(key, "") for key in ("host_name", "traceName")} == {""}
+    events = written["traceEvents"]
     # A GPU's time line says each range once more.
     names = [event.get("name") for event in events if event.get("cat") != "gpu_user_annotation"]
     assert names.count("limbeck.step") == 3

@@ -54,6 +54,7 @@ CPU = Sizes(chunk_bytes=160 * 2**20, chunk_rows=512, block_elements=2**18)
 """Some arrays of a block fit a core's cache."""
 
 GPU = Sizes(chunk_bytes=640 * 2**20, chunk_rows=2**16, block_elements=2**24)
+"""Only small vocabularies come to so many rows: elsewhere the bytes decide."""
 
 
 def sizes(device: str) -> Sizes:

@@ -259,12 +259,11 @@ def _run(implementation: str, hidden: Tensor, terms: Sequence[RowTerm]) -> Calla
     """What takes the losses of a block of rows."""
     if implementation == "compiled":
         return compiled_block()
-    if implementation == "triton" or (implementation == "auto" and hidden.is_cuda):
-        if find_spec("triton") is None or hidden.dtype == torch.float64:
-            return in_place
+    auto = implementation == "auto" and hidden.is_cuda and why_not("triton") is None
+    if (auto or implementation == "triton") and hidden.dtype != torch.float64:
         from limbeck.losses import gpu
 
-        if (implementation == "triton" or gpu.works(hidden.device)) and gpu.fits(terms):
+        if (not auto or gpu.works(hidden.device)) and gpu.fits(terms):
             return gpu.in_place
     return in_place
 

@@ -32,8 +32,7 @@ class Softened:
     log-probabilities that it takes.
 
     Attributes:
-        logits: [r, v] float32 or float64; None once their log-probabilities have their place.
-        spare: the logits may be overwritten.
+        spare: the logits may be overwritten, and are by their log-probabilities.
         last: no other kernel will ask.
     """
 
@@ -46,7 +45,7 @@ class Softened:
 
     @property
     def logits(self) -> Tensor:
-        """[r, v]; not to be changed in place."""
+        """[r, v] float32 or float64; not to be changed in place."""
         assert self._logits is not None
         return self._logits
 
@@ -217,12 +216,12 @@ def logit_mse(student: Softened, teacher: Softened) -> tuple[Tensor, Tensor]:
 
 def cross_entropy(student: Softened, label: Tensor) -> tuple[Tensor, Tensor]:
     """-log q[label] and q - onehot; rows without label (-100) give 0."""
-    known = label != labels.IGNORE
+    labelled = label != labels.IGNORE
     place = label.clamp(min=0)[:, None]
     value = -student.log_probabilities.gather(-1, place).squeeze(-1)
-    gradient = student.take_probabilities().mul_(known[:, None])
-    gradient.scatter_add_(-1, place, -known[:, None].to(gradient))
-    return value.masked_fill(~known, 0.0), gradient
+    gradient = student.take_probabilities().mul_(labelled[:, None])
+    gradient.scatter_add_(-1, place, -labelled[:, None].to(gradient))
+    return value.masked_fill(~labelled, 0.0), gradient
 
 
 def sparse_kl(student: Softened, teacher: Sparse, *, tail: bool = True) -> tuple[Tensor, Tensor]:

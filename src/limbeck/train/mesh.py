@@ -139,8 +139,8 @@ def _fits(device: torch.device) -> None:
     there = torch.cuda.device_count() if device.type == "cuda" else 0
     if (device.index or 0) >= there > 0:
         raise RuntimeError(
-            f"there are {there} GPUs here, and torchrun started a process for number"
-            f" {device.index}; start at most {there} (--nproc-per-node), or set it to cpu"
+            f"no GPU has number {device.index}, there are {there}; name one from 0, or let torchrun"
+            f" start at most {there} processes (--nproc-per-node), or set it to cpu"
         )
 
 
