@@ -136,7 +136,8 @@ class Chunked(torch.autograd.Function):
 class Work:
     """What one call needs: buffers, weights, sums.
 
-    `run` is `in_place`, or that function compiled: the rest is the same for both.
+    `run` is `in_place`, or what does the same faster; it is given a chunk `by_blocks` that fit the
+    processor's cache where it makes several passes over them, and whole where it does not.
 
     Within, gradients are divided by `norm`, the largest weight, so that float16 can hold them. It
     is a power of two: multiplying by it again rounds nothing.
@@ -149,13 +150,15 @@ class Work:
         terms: Sequence[RowTerm],
         chunk_rows: int | None,
         run: Callable[..., Tensor],
+        by_blocks: bool = True,
     ) -> None:
         self.student = _ready(student)
         self.teachers = {
             name: _ready(teacher) if isinstance(teacher, Projection) else teacher.detach()
             for name, teacher in teachers.items()
         }
-        self.terms, self.chunk_rows, self.run = terms, chunk_rows, run
+        self.terms, self.chunk_rows = terms, chunk_rows
+        self.run, self.by_blocks = run, by_blocks
         self.has_kernels = all(term.kernel is not None for term in terms)
         device = student.hidden.device
         self.exact = torch.promote_types(student.hidden.dtype, torch.float32)
@@ -207,9 +210,9 @@ class Work:
         # Written in place: what outlives a block must not come to lie between its temporaries.
         values = self.pulls.new_empty(len(self.terms), len(rows))
         run, losses = (self.run, by_kernels) if self.has_kernels else (in_place, by_definition)
-        # Off a CPU, code that leaves nothing between its passes takes a chunk in one go.
-        whole = run is not in_place and logits.device.type != "cpu"
-        step = len(rows) if whole else max(1, self.sizes.block_elements // logits.shape[1])
+        step = max(1, self.sizes.block_elements // logits.shape[1])
+        if self.has_kernels and not self.by_blocks:
+            step = len(rows)
         for first in range(0, len(rows), step):
             part = slice(first, first + step)
             others = {name: t[part] for name, t in theirs.items()}

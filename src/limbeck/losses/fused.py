@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from limbeck.losses import kernels
+from limbeck.losses import cpu, kernels
 from limbeck.losses.chunks import Chunked, RowTerm, Work, in_place
 from limbeck.losses.divergences import adaptive_kl
 from limbeck.losses.labels import cross_entropy
@@ -31,7 +31,7 @@ __all__ = [
     "sum_over_rows",
 ]
 
-IMPLEMENTATIONS = ("auto", "chunked", "compiled", "triton", "naive")
+IMPLEMENTATIONS = ("auto", "chunked", "compiled", "native", "triton", "naive")
 
 
 def fused_linear_divergence(
@@ -235,11 +235,11 @@ def sum_over_rows(
         )
     if reason := why_not(implementation):
         raise ValueError(f"{implementation}: {reason}")
-    run = _run(implementation, student.hidden, terms)
+    run, by_blocks = _run(implementation, student, teachers, terms)
     parts = (student.hidden, student.weight, student.bias, student.low_hidden, student.low_weight)
     # Within a model's autocast, products of float32 would be rounded to half precision.
     with torch.autocast(student.device.type, enabled=False):
-        work = Work(student, teachers, terms, chunk, run)
+        work = Work(student, teachers, terms, chunk, run, by_blocks)
         return Chunked.apply(work, *parts)  # pyright: ignore[reportReturnType]  # torch says Any
 
 
@@ -255,17 +255,27 @@ def why_not(implementation: str) -> str | None:
     return None
 
 
-def _run(implementation: str, hidden: Tensor, terms: Sequence[RowTerm]) -> Callable[..., Tensor]:
-    """What takes the losses of a block of rows."""
+def _run(
+    implementation: str,
+    student: Projection,
+    teachers: Mapping[str, Projection | Tensor],
+    terms: Sequence[RowTerm],
+) -> tuple[Callable[..., Tensor], bool]:
+    """What takes the losses of rows, and whether it is given them block by block."""
+    device, dtype = student.hidden.device, student.hidden.dtype
     if implementation == "compiled":
-        return compiled_block()
-    auto = implementation == "auto" and hidden.is_cuda and why_not("triton") is None
-    if (auto or implementation == "triton") and hidden.dtype != torch.float64:
+        return compiled_block(), device.type == "cpu"
+    auto = implementation == "auto"
+    if (auto or implementation == "native") and device.type == "cpu":
+        types = [t.dtype if isinstance(t, Tensor) else t.hidden.dtype for t in teachers.values()]
+        if cpu.fits(terms, dtype, *types) and cpu.works():
+            return cpu.in_place, False
+    if (auto and device.type == "cuda" and not why_not("triton")) or implementation == "triton":
         from limbeck.losses import gpu
 
-        if (not auto or gpu.works(hidden.device)) and gpu.fits(terms):
-            return gpu.in_place
-    return in_place
+        if dtype != torch.float64 and (not auto or gpu.works(device)) and gpu.fits(terms):
+            return gpu.in_place, False
+    return in_place, True
 
 
 @functools.cache

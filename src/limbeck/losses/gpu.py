@@ -1,24 +1,19 @@
 """A chunk's losses and their gradient on a GPU, each row read two or three times and written once.
 
-The same losses as in `kernels.py`, those that a sum over tokens gives: a first pass over a row
-finds the normalizers, a last one writes the gradient in the place of the student's logits. Where
-<q, a> is not known beforehand a pass between finds it; see `row_kernel.py`.
-
-Triton comes with torch where torch knows GPUs; nothing imports this file elsewhere.
+What it can do is said in `row_forms.py`, and how in `row_kernel.py`. Triton comes with torch where
+torch knows GPUs; nothing imports this file elsewhere.
 """
 
 import functools
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 import triton
 from torch import Tensor
 
-from limbeck.losses import kernels, row_kernel
+from limbeck.losses import row_forms, row_kernel
 from limbeck.losses.projection import Projection
 from limbeck.losses.sparse import Sparse
 
@@ -55,38 +50,11 @@ class _Logits(NamedTuple):
 
 
 class _Known(NamedTuple):
-    """What is known of a teacher's tokens, [rows, places]; none is twice in a row with a mass."""
+    """`row_forms.Known` as the kernel takes it."""
 
     ids: Tensor
     mass: Tensor
     places: int
-
-
-@dataclass(frozen=True)
-class Form:
-    """A kernel of `kernels.py` here.
-
-    Attributes:
-        function: (log p, log q, share) -> (phi, q a) of a tile.
-        share: the keyword of the kernel's one setting, which lies between 0 and 1.
-        usual: its default.
-        centred: whether <q, a> has to be found; it is 0 for the forward KL.
-    """
-
-    function: Any
-    share: str = ""
-    usual: float = 0.5
-    centred: bool = True
-
-
-FORMS: Mapping[Callable[..., Any], Form] = {
-    kernels.forward_kl: Form(row_kernel.forward_kl, centred=False),
-    kernels.reverse_kl: Form(row_kernel.reverse_kl),
-    kernels.jensen_shannon: Form(row_kernel.jensen_shannon, "beta"),
-    kernels.skew_forward_kl: Form(row_kernel.skew_forward_kl, "alpha", 0.1),
-    kernels.skew_reverse_kl: Form(row_kernel.skew_reverse_kl, "alpha", 0.1),
-    kernels.total_variation: Form(row_kernel.total_variation),
-}
 
 
 @functools.cache
@@ -107,36 +75,9 @@ def works(device: torch.device) -> bool:
 
 
 def fits(terms: Sequence["RowTerm"]) -> bool:
-    """Whether these have a form: one of a teacher, one of labels, or both.
-
-    Asks the device where a term knows a few tokens of a teacher: their rest must be nothing.
-    """
-    with_labels = [term.kernel is kernels.cross_entropy for term in terms]
-    alone = len(set(with_labels)) == len(with_labels)
-    return alone and all(
-        labels or _form_of(term) is not None or _without_rest(term)
-        for term, labels in zip(terms, with_labels, strict=True)
-    )
-
-
-def _form_of(term: "RowTerm") -> tuple[Form, float] | None:
-    """The term's form and share; None where it has none, or is another loss at that share."""
-    if term.teacher is None or not isinstance(term.kernel, partial):
-        return None
-    form = FORMS.get(term.kernel.func)
-    if form is None:
-        return None
-    share = float(term.kernel.keywords.get(form.share, form.usual))
-    return (form, share) if 0 < share < 1 else None
-
-
-def _without_rest(term: "RowTerm") -> bool:
-    if not isinstance(term.beside, Sparse) or not isinstance(term.kernel, partial):
-        return False
-    if term.beside.ids.shape[1] > MOST_PLACES:
-        return False
-    tail = term.kernel.keywords["tail"]
-    return term.kernel.func is kernels.sparse_kl and not (tail and bool(term.beside.rest.any()))
+    """As `row_forms.fits`, and no row knows too many tokens."""
+    known = [term.beside for term in terms if isinstance(term.beside, Sparse)]
+    return all(k.ids.shape[1] <= MOST_PLACES for k in known) and row_forms.fits(terms)
 
 
 def in_place(
@@ -148,55 +89,35 @@ def in_place(
     rows: Tensor,
 ) -> Tensor:
     """As `chunks.in_place` by kernels, for terms that fit."""
+    asked = row_forms.asked(work.terms, rows)
     values = torch.empty_like(pulls)
     student = teacher = _Logits.of(logits, work.student)
-    width, form, share, temperature, scale, slope = logits.shape[1], Form(None), 0.5, 1.0, 1.0, 1.0
-    labels: Tensor | None = None
-    known: _Known | None = None
-    constant: Tensor | float = 0.0
-    of_teacher: tuple[Tensor | None, ...] = (None, None)
-    of_labels: tuple[Tensor | None, ...] = (None, None)
-    for term, pull, value in zip(work.terms, pulls, values, strict=True):
-        if term.kernel is kernels.cross_entropy:
-            assert isinstance(term.beside, Tensor)
-            labels, of_labels = term.beside[rows], (pull, value)
-            continue
-        temperature, of_teacher = term.temperature, (pull, value)
-        scale, slope = kernels.scales(temperature, term.scale_by_t2)
-        found = _form_of(term)
-        if found is None:
-            assert isinstance(term.beside, Sparse)
-            assert isinstance(term.kernel, partial)
-            sparse = term.beside[rows]
-            mass, _rest, constant = kernels.known(sparse, torch.float32, **term.kernel.keywords)
-            unknown = mass.sum(-1) == 0
-            constant = constant.masked_fill(unknown, 0.0)
-            known = _Known(sparse.ids, mass, sparse.ids.shape[1])
-        else:
-            assert term.teacher is not None
-            form, share = found
-            teacher = _Logits.of(theirs[term.teacher], work.teachers[term.teacher])
-            width = min(width, teacher.first.shape[1])
+    if asked.teacher is not None:
+        teacher = _Logits.of(theirs[asked.teacher], work.teachers[asked.teacher])
+    known, vocabulary = asked.known, logits.shape[1]
+    width = asked.width(vocabulary, theirs)
     with torch.cuda.device_of(logits):
         row_kernel.row_of[(len(logits),)](
             student,
             teacher,
-            known,
-            labels,
-            *of_teacher,
-            *of_labels,
-            logits.shape[1],
+            None if known is None else _Known(known.ids, known.mass, known.places),
+            asked.labels,
+            *(_row(of, asked.of_teacher) for of in (pulls, values)),
+            *(_row(of, asked.of_labels) for of in (pulls, values)),
+            vocabulary,
             width,
-            1 / temperature,
-            slope,
-            share,
-            FORM=form.function,
-            CENTRED=form.centred,
-            ALIKE=labels is not None and temperature == 1 and width == logits.shape[1],
+            1 / asked.temperature,
+            asked.slope,
+            asked.share,
+            FORM=None if asked.form is None else getattr(row_kernel, asked.form.name),
+            CENTRED=asked.centred,
+            ALIKE=asked.labels is not None and asked.temperature == 1 and width == vocabulary,
             TILE=TILE,
             PLACES=1 if known is None else triton.next_power_of_2(known.places),
             num_warps=WARPS,  # pyright: ignore[reportCallIssue]  # of any kernel
         )
-    if of_teacher[1] is not None:
-        of_teacher[1].add_(constant).mul_(scale)
-    return values
+    return asked.finish(values)
+
+
+def _row(of: Tensor, index: int | None) -> Tensor | None:
+    return None if index is None else of[index]

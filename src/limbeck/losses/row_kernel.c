@@ -1,0 +1,382 @@
+/* Rows of logits on a CPU: see cpu.py, which compiles this once for each choice of its parts.
+
+   FORM is one of the functions below; it gives phi and q a of a token, where the loss is
+   sum_i phi(p_i, q_i) and a = dphi / dq, shifted so that equal models have exactly 0, which changes
+   nothing else. The gradient in the logits over T is q (a - <q, a>). The forms are those of
+   row_kernel.py. Besides: KNOWN, where a few tokens of a teacher are known, and LABELS.
+
+   TILE tokens are summed in float32, and their sums in float64. Loops are plain ones that a
+   compiler turns into vector code. Probabilities are powers of 2, of logits times log2(e). */
+
+#include <math.h>
+#include <stdint.h>
+#include <string.h>
+
+#define INLINE static inline __attribute__((always_inline))
+
+#define LOG2_E 1.44269504f
+#define LN_2 0.693147181f
+
+/* TILE and FAR come from cpu.py and kernels.py. */
+
+typedef enum { float32, bfloat16, float16 } Type;
+
+typedef struct {
+    void *first; /* [rows, stride]; the first columns are logits */
+    int64_t stride;
+    float scale, cap;
+} Logits;
+
+typedef struct {
+    const int64_t *ids; /* [rows, places]; none is twice in a row with a mass */
+    const float *mass;
+    int64_t places;
+} Known;
+
+typedef struct { /* of a row: its highest logit, and log2 sum 2^((z - top) cool) */
+    float top, rest;
+} Normalizer;
+
+/* ---- bits, powers and logarithms ---- */
+
+INLINE float as_float(int32_t bits) {
+    float value;
+    memcpy(&value, &bits, sizeof value);
+    return value;
+}
+
+INLINE int32_t as_bits(float value) {
+    int32_t bits;
+    memcpy(&bits, &value, sizeof bits);
+    return bits;
+}
+
+/* 2^x for x <= 127, and 0 below 2^-126; exactly 1 at 0. A polynomial fitted to 2^f for
+   |f| <= 1/2, off by 2e-9; adding 3 * 2^22 rounds x to a whole number, in the lowest bits. */
+INLINE float power_of_2(float x) {
+    float whole = x + 12582912.0f;
+    float f = x - (whole - 12582912.0f);
+    float r = 0.00015353362f;
+    r = r * f + 0.0013398875f;
+    r = r * f + 0.009618437f;
+    r = r * f + 0.055503324f;
+    r = r * f + 0.24022648f;
+    r = r * f + 0.69314718f;
+    r = r * f + 1.0f;
+    float power = as_float(as_bits(r) + (int32_t)((uint32_t)as_bits(whole) << 23));
+    return x < -126.0f ? 0.0f : power;
+}
+
+INLINE float power_of_e(float x) { return power_of_2(x * LOG2_E); }
+
+/* log x for normal x > 0; exactly 0 at 1. A polynomial fitted to log(1 + f) between sqrt(1/2) and
+   sqrt(2), off by 6e-9 of it. */
+INLINE float natural_log(float x) {
+    int32_t from_root = as_bits(x) - 0x3f3504f3;
+    float f = as_float((from_root & 0x007fffff) + 0x3f3504f3) - 1.0f;
+    float r = -0.076345044f;
+    r = r * f + 0.12761582f;
+    r = r * f - 0.13160183f;
+    r = r * f + 0.14201757f;
+    r = r * f - 0.16623357f;
+    r = r * f + 0.20001227f;
+    r = r * f - 0.25000820f;
+    r = r * f + 0.33333331f;
+    r = (r * f - 0.5f) * (f * f) + f;
+    return r + (float)(from_root >> 23) * LN_2;
+}
+
+/* ---- forms: (p, q, log q - log p, share) -> phi and q a ---- */
+
+typedef struct {
+    float value, pulled;
+} Pair;
+
+/* p log(p / q); a = 1 - p / q, and <q, a> = 0 */
+INLINE Pair forward_kl(float p, float q, float log_ratio, float share) {
+    return (Pair){-p * log_ratio, q - p};
+}
+
+/* q log(q / p); a = log(q / p) */
+INLINE Pair reverse_kl(float p, float q, float log_ratio, float share) {
+    return (Pair){q * log_ratio, q * log_ratio};
+}
+
+/* share p log(p / m) + (1 - share) q log(q / m); a = (1 - share) log(q / m) */
+INLINE Pair jensen_shannon(float p, float q, float log_ratio, float share) {
+    log_ratio = log_ratio > FAR ? FAR : log_ratio;
+    float log_mixture = natural_log(1.0f + (1.0f - share) * (power_of_e(log_ratio) - 1.0f));
+    float pulled = (1.0f - share) * q * (log_ratio - log_mixture); /* log m - log p */
+    return (Pair){pulled - share * p * log_mixture, pulled};
+}
+
+/* p log(p / m); a = (1 - share) (m - p) / m */
+INLINE Pair skew_forward_kl(float p, float q, float log_ratio, float share) {
+    log_ratio = log_ratio > FAR ? FAR : log_ratio;
+    float excess = (1.0f - share) * (power_of_e(log_ratio) - 1.0f); /* m / p - 1 */
+    return (Pair){-p * natural_log(1.0f + excess), (1.0f - share) * q * excess / (1.0f + excess)};
+}
+
+/* q log(q / m); a = log(q / m) + share (m - q) / m */
+INLINE Pair skew_reverse_kl(float p, float q, float log_ratio, float share) {
+    log_ratio = log_ratio < -FAR ? -FAR : log_ratio;
+    float excess = (1.0f - share) * (power_of_e(-log_ratio) - 1.0f); /* m / q - 1 */
+    float value = -q * natural_log(1.0f + excess);
+    return (Pair){value, value + share * q * excess / (1.0f + excess)};
+}
+
+/* |p - q| / 2; a = sign(q - p) / 2 */
+INLINE Pair total_variation(float p, float q, float log_ratio, float share) {
+    float gap = q - p;
+    return (Pair){0.5f * fabsf(gap), gap == 0.0f ? 0.0f : q * copysignf(0.5f, gap)};
+}
+
+/* ---- logits ---- */
+
+INLINE float load(const void *row, Type type, int64_t i) {
+    if (type == bfloat16) return as_float((int32_t)((uint32_t)((const uint16_t *)row)[i] << 16));
+#ifdef HALF
+    if (type == float16) return (float)((const _Float16 *)row)[i];
+#endif
+    return ((const float *)row)[i];
+}
+
+INLINE void store(void *row, Type type, int64_t i, float value) {
+    if (type == bfloat16) { /* to the nearest, and to even between two */
+        uint32_t bits = (uint32_t)as_bits(value);
+        ((uint16_t *)row)[i] = (uint16_t)((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
+        return;
+    }
+#ifdef HALF
+    if (type == float16) {
+        ((_Float16 *)row)[i] = (_Float16)value;
+        return;
+    }
+#endif
+    ((float *)row)[i] = value;
+}
+
+INLINE const void *row_of(Logits of, Type type, int64_t row) {
+    return (const char *)of.first + row * of.stride * (type == float32 ? 4 : 2);
+}
+
+/* Behind scale and soft cap. */
+INLINE float shaped(const void *row, Type type, int capped, Logits of, int64_t i) {
+    float z = load(row, type, i) * of.scale;
+    if (!capped) return z;
+    float twice = 2.0f * z / of.cap;
+    twice = twice > FAR ? FAR : twice;
+    return of.cap * (1.0f - 2.0f / (power_of_e(twice) + 1.0f)); /* cap tanh(z / cap) */
+}
+
+/* In base 2; `cool` is log2(e) / T. The highest logit is taken away first, which rounds least. */
+INLINE float log_probability(float z, float cool, Normalizer of) {
+    return (z - of.top) * cool - of.rest;
+}
+
+INLINE Normalizer normalizer(
+    const void *row, Type type, int capped, Logits of, int64_t count, float cool) {
+    float top = -INFINITY;
+    double total = 0.0;
+    for (int64_t first = 0; first < count; first += TILE) {
+        int64_t last = first + TILE < count ? first + TILE : count;
+        float highest = top, sum = 0.0f;
+#pragma omp simd reduction(max : highest)
+        for (int64_t i = first; i < last; i++) {
+            float z = shaped(row, type, capped, of, i);
+            highest = z > highest ? z : highest;
+        }
+        if (highest > top) {
+            total *= exp2(((double)top - highest) * cool);
+            top = highest;
+        }
+#pragma omp simd reduction(+ : sum)
+        for (int64_t i = first; i < last; i++)
+            sum += power_of_2((shaped(row, type, capped, of, i) - top) * cool);
+        total += sum;
+    }
+    return (Normalizer){top, (float)log2(total)};
+}
+
+/* ---- one row ---- */
+
+#ifdef FORM
+#define HAS_FORM 1
+#else
+#define HAS_FORM 0
+#define FORM forward_kl
+#define TEACHER float32
+#endif
+#ifdef KNOWN
+#define HAS_KNOWN 1
+#else
+#define HAS_KNOWN 0
+#endif
+#ifdef LABELS
+#define HAS_LABELS 1
+#else
+#define HAS_LABELS 0
+#endif
+#ifndef CENTRED
+#define CENTRED 0 /* whether <q, a> has to be found */
+#endif
+#ifndef STUDENT_CAPPED
+#define STUDENT_CAPPED 0
+#endif
+#ifndef TEACHER_CAPPED
+#define TEACHER_CAPPED 0
+#endif
+
+typedef struct {
+    Logits of, of_teacher;
+    void *student;
+    const void *teacher;
+    float cool, share;
+    Normalizer mine, theirs, whole; /* of the student over T, of the teacher, of the student */
+    float pull, label_pull, centre, total;
+    float *pulled; /* q a of each token */
+} Row;
+
+INLINE float logit(const Row *row, int64_t i) {
+    return shaped(row->student, STUDENT, STUDENT_CAPPED, row->of, i);
+}
+
+INLINE Pair form_at(const Row *row, int64_t i, float logq, float q) {
+    float z = shaped(row->teacher, TEACHER, TEACHER_CAPPED, row->of_teacher, i);
+    float logp = log_probability(z, row->cool, row->theirs);
+    return FORM(power_of_2(logp), q, (logq - logp) * LN_2, row->share);
+}
+
+/* The gradient at a token but for what only its id says; `value` is added to where it is new. */
+INLINE float gradient_at(const Row *row, int64_t i, float z, int compared, float *value) {
+    float gradient = 0.0f;
+    if (HAS_FORM && compared) {
+        float logq = log_probability(z, row->cool, row->mine), q = power_of_2(logq);
+        if (CENTRED) {
+            gradient = row->pull * (row->pulled[i] - q * row->centre);
+        } else {
+            Pair pair = form_at(row, i, logq, q);
+            *value += pair.value;
+            gradient = row->pull * pair.pulled;
+        }
+    }
+    if (HAS_KNOWN)
+        gradient +=
+            row->pull * row->total * power_of_2(log_probability(z, row->cool, row->mine));
+    if (HAS_LABELS)
+        gradient += row->label_pull * power_of_2(log_probability(z, LOG2_E, row->whole));
+    return gradient;
+}
+
+/* To logits before scale and cap; `z` is behind them. */
+INLINE void put(const Row *row, int64_t i, float z, float gradient) {
+    if (STUDENT_CAPPED) gradient *= 1.0f - (z / row->of.cap) * (z / row->of.cap);
+    store(row->student, STUDENT, i, gradient * row->of.scale);
+}
+
+/* All tokens' gradients from `first` to `last`; their values' sum. */
+INLINE double finish(const Row *row, int64_t first, int64_t last, int compared) {
+    double value = 0.0;
+    for (; first < last; first += TILE) {
+        int64_t end = first + TILE < last ? first + TILE : last;
+        float sum = 0.0f;
+#pragma omp simd reduction(+ : sum)
+        for (int64_t i = first; i < end; i++) {
+            float z = logit(row, i), added = 0.0f;
+            put(row, i, z, gradient_at(row, i, z, compared, &added));
+            sum += added;
+        }
+        value += sum;
+    }
+    return value;
+}
+
+/* The sum of values; q a goes to `pulled`, its sum to `centre`. */
+INLINE double centre(Row *row, int64_t width) {
+    double value = 0.0, total = 0.0;
+    for (int64_t first = 0; first < width; first += TILE) {
+        int64_t last = first + TILE < width ? first + TILE : width;
+        float sum = 0.0f, pulled = 0.0f;
+#pragma omp simd reduction(+ : sum, pulled)
+        for (int64_t i = first; i < last; i++) {
+            float logq = log_probability(logit(row, i), row->cool, row->mine);
+            Pair pair = form_at(row, i, logq, power_of_2(logq));
+            row->pulled[i] = pair.pulled;
+            pulled += pair.pulled;
+            sum += pair.value;
+        }
+        value += sum;
+        total += pulled;
+    }
+    row->centre = (float)total;
+    return value;
+}
+
+INLINE int known_at(int64_t id, float mass, int64_t vocabulary) {
+    return mass > 0.0f && id >= 0 && id < vocabulary;
+}
+
+/* All losses of rows `first_row` to `last_row`, whose gradient takes the place of the student's logits; `width` of
+   its `vocabulary` tokens are compared. `cool` is 1 / T. `scratch` has room for `width` numbers,
+   and for as many as there are known places. */
+void losses_of_rows(
+    Logits student, Logits teacher, Known known, const int64_t *labels, const float *pulls,
+    float *values, const float *label_pulls, float *label_values, float *scratch, int64_t first_row,
+    int64_t last_row, int64_t vocabulary, int64_t width, float cool, float slope, float share) {
+    for (int64_t r = first_row; r < last_row; r++) {
+        Row row = {.of = student, .of_teacher = teacher, .cool = cool * LOG2_E, .share = share};
+        row.student = (void *)row_of(student, STUDENT, r);
+        row.pulled = scratch;
+        int64_t label = -1;
+        float chosen = 0.0f;
+        if (HAS_FORM || HAS_KNOWN) {
+            row.pull = pulls[r] * slope;
+            row.mine = normalizer(row.student, STUDENT, STUDENT_CAPPED, student, width, row.cool);
+        }
+        if (HAS_LABELS) {
+            row.whole = cool == 1.0f && width == vocabulary && (HAS_FORM || HAS_KNOWN)
+                ? row.mine
+                : normalizer(row.student, STUDENT, STUDENT_CAPPED, student, vocabulary, LOG2_E);
+            label = labels[r] < vocabulary ? labels[r] : -1;
+            label_values[r] = labels[r] < vocabulary ? 0.0f : NAN; /* the definition says more */
+            if (label >= 0) {
+                row.label_pull = label_pulls[r];
+                chosen = logit(&row, label);
+                label_values[r] = -LN_2 * log_probability(chosen, LOG2_E, row.whole);
+            }
+        }
+        const int64_t *ids = known.ids + r * known.places;
+        const float *mass = known.mass + r * known.places;
+        double value = 0.0;
+        if (HAS_KNOWN) {
+            double total = 0.0;
+            for (int64_t k = 0; k < known.places; k++) {
+                total += mass[k];
+                if (ids[k] < 0 || ids[k] >= vocabulary) value = NAN;
+                if (!known_at(ids[k], mass[k], vocabulary)) continue;
+                scratch[k] = logit(&row, ids[k]); /* before its gradient takes its place */
+                value -= mass[k] * LN_2 * log_probability(scratch[k], row.cool, row.mine);
+            }
+            row.total = (float)total;
+        }
+        if (HAS_FORM) {
+            row.teacher = row_of(teacher, TEACHER, r);
+            row.theirs =
+                normalizer(row.teacher, TEACHER, TEACHER_CAPPED, teacher, width, row.cool);
+            if (CENTRED) value = centre(&row, width);
+        }
+        float unused = 0.0f, at_label = 0.0f;
+        if (label >= 0) /* while scratch and the teacher's logits are as they were */
+            at_label = gradient_at(&row, label, chosen, label < width, &unused) - row.label_pull;
+        value += finish(&row, 0, width, 1) + finish(&row, width, vocabulary, 0);
+        if (label >= 0) put(&row, label, chosen, at_label);
+        if (HAS_KNOWN)
+            for (int64_t k = 0; k < known.places; k++)
+                if (known_at(ids[k], mass[k], vocabulary)) {
+                    float z = scratch[k];
+                    float gradient = gradient_at(&row, ids[k], z, 1, &unused) - row.pull * mass[k];
+                    put(&row, ids[k], z, ids[k] == label ? gradient - row.label_pull : gradient);
+                }
+        if (HAS_FORM || HAS_KNOWN) values[r] = (float)value;
+    }
+}
