@@ -71,7 +71,7 @@ def fused_linear_divergence(
         student_bias, teacher_bias: [v] and [w].
         soft_cap: as of Gemma: c tanh(z / c), of both models.
         chunk: rows at a time; by default as many as `chunks.sizes` says.
-        implementation: `chunked`, `naive`, `compiled`, or `auto`.
+        implementation: `auto`, or as in `sum_over_rows`.
         settings: of the divergence, such as `beta`.
 
     Returns:
@@ -218,9 +218,10 @@ def sum_over_rows(
         teachers: by name, hidden states with a head, or ready logits.
         terms: what is summed.
         implementation: `chunked` as described above; `compiled`, the same with a compiled block;
-            `triton`, the same with a kernel for GPUs; `naive`, the definitions on whole logits.
-            `auto` takes `triton` on a GPU, and `chunked` elsewhere. Terms for which there is no
-            such kernel (see `gpu.FORMS`) are `chunked`.
+            `native`, the same with a kernel in C for CPUs; `triton`, with one for GPUs; `naive`,
+            the definitions on whole logits. `auto` takes `triton` on a GPU and `native` on a CPU.
+            Terms without such a kernel (see `row_forms.py`) are `chunked`, and so is all where
+            none can be made.
         chunk: rows at a time.
 
     Returns:

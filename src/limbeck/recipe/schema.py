@@ -33,7 +33,7 @@ class Train:
         logits: `chunked` takes losses a few rows at a time in the place of the student's output
             head, so that all logits never exist together; `compiled` does with compiled code;
             `naive` makes them all; `auto` is `chunked` where the models and terms allow it, and
-            on a GPU in one kernel where the terms have it.
+            in one kernel where the terms have it.
         balance: how the sizes of several terms are evened out before their weights count: `fixed`
             leaves them; `gradient` gives all the same gradient norm at the last layer they share,
             measured every 20 steps; `uncertainty` divides each by its own running size.
