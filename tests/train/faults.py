@@ -1,16 +1,19 @@
 """Run a recipe again and again, killing it at a fault point or at random, until it is done.
 
     python faults.py RECIPE OUT each               die at fault point N, resume; for N = 1, 2, ...
-    python faults.py RECIPE OUT random SEED COUNT  die COUNT times at random moments, then finish
+    python faults.py RECIPE OUT random SEED COUNT  die COUNT times at random moments, beginning
+                                                   anew where a run has ended, then finish
 
 Imports are paid once: each attempt is a fork. Fault points are before and after every sync and
 rename, and in the middle of every file that is written. `each` takes all points of the second
-checkpoint and every eighth of the others, and prints a line `N SHA256` of the weights for each.
+checkpoint and every eighth of the others, and prints a line `N SHA256` of the weights for each;
+`random` prints `SHA256` for each run that ended.
 """
 
 import hashlib
 import os
 import random
+import shutil
 import signal
 import sys
 import time
@@ -127,8 +130,7 @@ def each(recipe: Path, out: Path) -> None:
             sys.exit(f"the resume after point {number} failed")
         if left := [path.name for path in place.rglob(".*.tmp")]:
             sys.exit(f"point {number} left {left}")
-        data = (place / "student" / "model.safetensors").read_bytes()
-        print(number, hashlib.sha256(data).hexdigest(), flush=True)
+        print(number, weights(place), flush=True)
 
 
 def at_random(recipe: Path, out: Path, seed: int, times: int) -> None:
@@ -137,13 +139,25 @@ def at_random(recipe: Path, out: Path, seed: int, times: int) -> None:
     attempt(recipe, out.with_name(out.name + "-timing"))
     whole = time.time() - began
     killed = 0
-    for _ in range(times):
+    while killed < times:
         child = start(recipe, out)
         time.sleep(draw.random() * whole * 0.8)
         os.kill(child, signal.SIGKILL)
-        killed += os.WIFSIGNALED(os.waitpid(child, 0)[1])
-    print(f"killed {killed}", flush=True)
-    sys.exit(os.waitstatus_to_exitcode(attempt(recipe, out)))
+        status = os.waitpid(child, 0)[1]
+        if os.WIFSIGNALED(status):
+            killed += 1
+            continue
+        if status:
+            sys.exit(f"an attempt failed after {killed} kills")
+        print(weights(out), flush=True)
+        shutil.rmtree(out)
+    if attempt(recipe, out):
+        sys.exit("the last attempt failed")
+    print(weights(out), flush=True)
+
+
+def weights(out: Path) -> str:
+    return hashlib.sha256((out / "student" / "model.safetensors").read_bytes()).hexdigest()
 
 
 if __name__ == "__main__":

@@ -50,8 +50,9 @@ def faults(path: Path, out: Path, *how: str) -> str:
 
 def test_sigkill_at_random_moments(recipe, uninterrupted, tmp_path):
     said = faults(recipe[1], tmp_path / "killed", "random", "0", str(RANDOM_KILLS))
-    assert weights(tmp_path / "killed") == uninterrupted
-    assert int(said.split()[-1]) > RANDOM_KILLS / 2  # some may have come after the end
+    ended = said.split()
+    assert ended
+    assert set(ended) == {uninterrupted}
 
 
 def test_sigkill_at_every_write_sync_and_rename(recipe, uninterrupted, tmp_path):
