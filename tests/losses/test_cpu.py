@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from limbeck import losses
-from limbeck.losses import cpu
+from limbeck.losses import cpu, native
 from limbeck.losses.fused import (
     divergence_term,
     fused_linear_divergence,
@@ -39,8 +39,8 @@ def assert_alike(found, **bounds):
 @pytest.fixture
 def untried():
     def clear():
-        cpu.works.cache_clear()
-        cpu.kernel.cache_clear()
+        native.library.cache_clear()
+        native._say.cache_clear()
 
     clear()
     yield
@@ -49,8 +49,8 @@ def untried():
 
 def test_it_is_the_default(monkeypatch):
     called = []
-    real = cpu.in_place
-    monkeypatch.setattr(cpu, "in_place", lambda *a: called.append(1) or real(*a))
+    real = cpu._in_place
+    monkeypatch.setattr(cpu, "_in_place", lambda *a: called.append(1) or real(*a))
     fused_linear_divergence(*case()).backward()
     assert called
 
@@ -59,7 +59,7 @@ def test_it_is_the_default(monkeypatch):
     ("compiler", "reason"),
     [
         ("", "there is no C compiler (cc)"),
-        ("false", "false: it failed"),
+        ("false", "false: it failed and did not say why"),
         ("no-such-compiler", "No such file"),
         ("true", "cannot open shared object file"),
     ],
@@ -68,7 +68,7 @@ def test_where_no_kernel_can_be_made_losses_are_chunked(
     untried, monkeypatch, caplog, compiler, reason
 ):
     monkeypatch.setenv("CC", compiler)
-    monkeypatch.setattr(cpu.shutil, "which", lambda _: None)
+    monkeypatch.setattr(native.shutil, "which", lambda _: None)
     with caplog.at_level(logging.INFO):
         found = both(case(), kinds=("auto", "chunked"))
     (said,) = [record.getMessage() for record in caplog.records]
@@ -118,7 +118,7 @@ def test_a_label_of_no_token_is_refused_not_read():
 
 
 def test_any_number_of_threads_gives_the_same(monkeypatch):
-    monkeypatch.setattr(cpu, "SHARE_ELEMENTS", 1)
+    monkeypatch.setattr(native, "SHARE_ELEMENTS", 1)
     before = torch.get_num_threads()
     found = []
     try:
@@ -133,13 +133,13 @@ def test_any_number_of_threads_gives_the_same(monkeypatch):
 
 def test_rows_do_not_depend_on_threads(monkeypatch):
     """The kernel's part alone, to the last bit: ready logits of both."""
-    monkeypatch.setattr(cpu, "SHARE_ELEMENTS", 1)
+    monkeypatch.setattr(native, "SHARE_ELEMENTS", 1)
     logits = torch.randn(2, 7, 301, generator=torch.Generator().manual_seed(1))
     head = Projection(hidden=torch.eye(7, requires_grad=True), weight=logits[0].T.contiguous())
     terms = [divergence_term(losses.jensen_shannon, "t", torch.ones(7))]
     found = []
     for threads in (1, 3):
-        monkeypatch.setattr(cpu.torch, "get_num_threads", lambda count=threads: count)
+        monkeypatch.setattr(native.torch, "get_num_threads", lambda count=threads: count)
         total, _ = sum_over_rows(head, {"t": logits[1]}, terms, implementation="native")
         found.append((total.detach(), *torch.autograd.grad(total, head.hidden)))
     assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
@@ -147,9 +147,9 @@ def test_rows_do_not_depend_on_threads(monkeypatch):
 
 FORKED = """
 import os, torch
-from limbeck.losses import cpu
+from limbeck.losses import native
 from limbeck.losses.fused import fused_linear_divergence
-cpu.SHARE_ELEMENTS = 1
+native.SHARE_ELEMENTS = 1
 torch.get_num_threads = lambda: 2
 tensors = [torch.randn(6, 16, requires_grad=i < 2) for i in range(4)]
 first = fused_linear_divergence(*tensors, implementation="native")

@@ -25,8 +25,8 @@ def test_where_no_kernel_can_be_made_losses_are_chunked(monkeypatch, caplog):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_a_gpu_takes_it_by_default(monkeypatch):
     called = []
-    real = gpu.in_place
-    monkeypatch.setattr(gpu, "in_place", lambda *a: called.append(1) or real(*a))
+    real = gpu._in_place
+    monkeypatch.setattr(gpu, "_in_place", lambda *a: called.append(1) or real(*a))
     tensors = [torch.randn(5, 8, device=DEVICE, requires_grad=i < 2) for i in range(4)]
     fused_linear_divergence(*tensors).backward()
     assert called

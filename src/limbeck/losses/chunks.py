@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from limbeck.losses import kernels
+from limbeck.losses import kernels, sums
 from limbeck.losses.pages import zeros
 from limbeck.losses.projection import Projection
 from limbeck.losses.sparse import Sparse
@@ -127,7 +127,7 @@ class Chunked(torch.autograd.Function):
         return (
             None,
             *(
-                None if gradient is None else _times(gradient, factor, dtype)
+                None if gradient is None else sums.times(gradient, factor, dtype)
                 for gradient, dtype in zip(found, ctx.types, strict=True)
             ),
         )
@@ -438,13 +438,6 @@ def _buffer(rows: int, columns: int, like: Tensor) -> Tensor:
     return like.new_empty(rows, columns + -columns % ALIGNED_COLUMNS)
 
 
-def _times(gradient: Tensor, factor: Tensor, dtype: torch.dtype) -> Tensor:
-    """The product in `dtype`, in one pass where the device can; overwrites the gradient."""
-    if gradient.is_cuda and gradient.dtype != dtype:
-        return torch.mul(gradient, factor, out=torch.empty_like(gradient, dtype=dtype))
-    return gradient.mul_(factor).to(dtype)
-
-
 def _add_outer(total: Tensor, gradient: Tensor, hidden: Tensor) -> None:
     """total [v, d] += gradient [c, v]^T hidden [c, d], summed in the type of the total."""
     if gradient.dtype == total.dtype:
@@ -457,4 +450,5 @@ def _add_outer(total: Tensor, gradient: Tensor, hidden: Tensor) -> None:
     part = gradient.new_empty(min(stripe, len(total)), total.shape[1])
     for first in range(0, len(total), stripe):
         into = total[first : first + stripe]
-        into += torch.mm(gradient[:, first : first + stripe].T, hidden, out=part[: len(into)])
+        columns = gradient[:, first : first + stripe].T
+        sums.add(into, torch.mm(columns, hidden, out=part[: len(into)]))

@@ -263,20 +263,17 @@ def _run(
     terms: Sequence[RowTerm],
 ) -> tuple[Callable[..., Tensor], bool]:
     """What takes the losses of rows, and whether it is given them block by block."""
-    device, dtype = student.hidden.device, student.hidden.dtype
+    device = student.hidden.device.type
     if implementation == "compiled":
-        return compiled_block(), device.type == "cpu"
-    auto = implementation == "auto"
-    if (auto or implementation == "native") and device.type == "cpu":
-        types = [t.dtype if isinstance(t, Tensor) else t.hidden.dtype for t in teachers.values()]
-        if cpu.fits(terms, dtype, *types) and cpu.works():
-            return cpu.in_place, False
-    if (auto and device.type == "cuda" and not why_not("triton")) or implementation == "triton":
+        return compiled_block(), device == "cpu"
+    auto, kernel = implementation == "auto", None
+    if (auto or implementation == "native") and device == "cpu":
+        kernel = cpu.kernel(student, teachers, terms)
+    elif (auto and device == "cuda" and not why_not("triton")) or implementation == "triton":
         from limbeck.losses import gpu
 
-        if dtype != torch.float64 and (not auto or gpu.works(device)) and gpu.fits(terms):
-            return gpu.in_place, False
-    return in_place, True
+        kernel = gpu.kernel(student, terms)
+    return (in_place, True) if kernel is None else (kernel, False)
 
 
 @functools.cache

@@ -7,6 +7,7 @@ torch knows GPUs; nothing imports this file elsewhere.
 import functools
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -74,13 +75,17 @@ def works(device: torch.device) -> bool:
         return False
 
 
-def fits(terms: Sequence["RowTerm"]) -> bool:
-    """As `row_forms.fits`, and no row knows too many tokens."""
-    known = [term.beside for term in terms if isinstance(term.beside, Sparse)]
-    return all(k.ids.shape[1] <= MOST_PLACES for k in known) and row_forms.fits(terms)
+def kernel(student: Projection, terms: Sequence["RowTerm"]) -> Callable[..., Tensor] | None:
+    """`chunks.in_place` for these terms; None where they do not fit, or it cannot be made."""
+    asked, hidden = row_forms.asked(terms), student.hidden
+    places = [term.beside.ids.shape[1] for term in terms if isinstance(term.beside, Sparse)]
+    if asked is None or max(places, default=0) > MOST_PLACES or hidden.dtype == torch.float64:
+        return None
+    return partial(_in_place, asked) if works(hidden.device) else None
 
 
-def in_place(
+def _in_place(
+    asked: row_forms.Asked,
     _: Callable[..., tuple[Tensor, Tensor]],
     work: "Work",
     logits: Tensor,
@@ -88,20 +93,18 @@ def in_place(
     pulls: Tensor,
     rows: Tensor,
 ) -> Tensor:
-    """As `chunks.in_place` by kernels, for terms that fit."""
-    asked = row_forms.asked(work.terms, rows)
     values = torch.empty_like(pulls)
     student = teacher = _Logits.of(logits, work.student)
     if asked.teacher is not None:
         teacher = _Logits.of(theirs[asked.teacher], work.teachers[asked.teacher])
-    known, vocabulary = asked.known, logits.shape[1]
-    width = asked.width(vocabulary, theirs)
+    labels, known, vocabulary = asked.labels(rows), asked.known(rows), logits.shape[1]
+    width, (_scale, slope) = asked.width(vocabulary, theirs), asked.scales
     with torch.cuda.device_of(logits):
         row_kernel.row_of[(len(logits),)](
             student,
             teacher,
             None if known is None else _Known(known.ids, known.mass, known.places),
-            asked.labels,
+            labels,
             _row(pulls, asked.of_teacher),
             _row(values, asked.of_teacher),
             _row(pulls, asked.of_labels),
@@ -109,16 +112,16 @@ def in_place(
             vocabulary,
             width,
             1 / asked.temperature,
-            asked.slope,
+            slope,
             asked.share,
             FORM=None if asked.form is None else getattr(row_kernel, asked.form.name),
             CENTRED=asked.centred,
-            ALIKE=asked.labels is not None and asked.temperature == 1 and width == vocabulary,
+            ALIKE=labels is not None and asked.temperature == 1 and width == vocabulary,
             TILE=TILE,
             PLACES=1 if known is None else triton.next_power_of_2(known.places),
             num_warps=WARPS,  # pyright: ignore[reportCallIssue]  # of any kernel
         )
-    return asked.finish(values)
+    return asked.finish(values, known)
 
 
 def _row(of: Tensor, index: int | None) -> Tensor | None:

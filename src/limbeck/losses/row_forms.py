@@ -62,34 +62,47 @@ class Known(NamedTuple):
         return self.ids.shape[1]
 
 
-@dataclass(kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Asked:
-    """What the terms of a block of rows ask for: a form or known tokens, labels, or both.
+    """What terms ask for: a form or known tokens of a teacher, labels, or both.
 
     Attributes:
-        form, teacher: which loss of whose logits; None where it has none.
-        known: tokens of a teacher, where that has no logits.
-        labels: [rows] ids, -100 for none.
-        of_teacher, of_labels: the index of the term among all.
-        share: of the form.
-        temperature, scale, slope: of the form or the known tokens; see `kernels.scales`.
+        terms: all of them.
+        of_teacher, of_labels: which is which; None where there is none.
+        form, share: the loss of a teacher's logits and its setting; None where tokens are known.
     """
 
-    form: Form | None = None
-    teacher: str | None = None
-    known: Known | None = None
-    labels: Tensor | None = None
-    of_teacher: int | None = None
-    of_labels: int | None = None
-    share: float = 0.5
-    temperature: float = 1.0
-    scale: float = 1.0
-    slope: float = 1.0
+    terms: Sequence["RowTerm"]
+    of_teacher: int | None
+    of_labels: int | None
+    form: Form | None
+    share: float
+
+    @property
+    def teacher(self) -> str | None:
+        """Whose logits are read."""
+        return None if self.of_teacher is None else self.terms[self.of_teacher].teacher
+
+    @property
+    def knows(self) -> bool:
+        """Whether tokens of a teacher are known."""
+        return self.of_teacher is not None and self.form is None
 
     @property
     def centred(self) -> bool:
-        """Whether a pass for <q, a> is asked for."""
+        """Whether a pass for <q, a> is needed."""
         return self.form is not None and self.form.centred
+
+    @property
+    def temperature(self) -> float:
+        """T of the teacher's term."""
+        return 1.0 if self.of_teacher is None else self.terms[self.of_teacher].temperature
+
+    @property
+    def scales(self) -> tuple[float, float]:
+        """Of its value and gradient; see `kernels.scales`."""
+        by_t2 = self.of_teacher is not None and self.terms[self.of_teacher].scale_by_t2
+        return kernels.scales(self.temperature, by_t2)
 
     def width(self, vocabulary: int, theirs: Mapping[str, Tensor]) -> int:
         """How many tokens are compared."""
@@ -97,55 +110,64 @@ class Asked:
             return vocabulary
         return min(vocabulary, theirs[self.teacher].shape[1])
 
-    def finish(self, values: Tensor) -> Tensor:
-        """The values [terms, rows] with what the kernel leaves out."""
+    def labels(self, rows: Tensor) -> Tensor | None:
+        """[rows] ids, -100 for none."""
+        if self.of_labels is None:
+            return None
+        beside = self.terms[self.of_labels].beside
+        assert isinstance(beside, Tensor)
+        return beside[rows]
+
+    def known(self, rows: Tensor) -> Known | None:
+        """What is known of these rows."""
+        if self.of_teacher is None or self.form is not None:
+            return None
+        term = self.terms[self.of_teacher]
+        assert isinstance(term.beside, Sparse)
+        assert isinstance(term.kernel, partial)
+        sparse = term.beside[rows]
+        mass, _rest, constant = kernels.known(sparse, torch.float32, **term.kernel.keywords)
+        return Known(sparse.ids, mass, constant.masked_fill(mass.sum(-1) == 0, 0.0))
+
+    def finish(self, values: Tensor, known: Known | None) -> Tensor:
+        """The values [terms, rows] with what kernels leave out."""
         if self.of_teacher is not None:
-            if self.known is not None:
-                values[self.of_teacher] += self.known.constant
-            values[self.of_teacher] *= self.scale
+            if known is not None:
+                values[self.of_teacher] += known.constant
+            values[self.of_teacher] *= self.scales[0]
         return values
 
 
-def asked(terms: Sequence["RowTerm"], rows: Tensor) -> Asked:
-    """What terms that fit ask for of these rows."""
-    found = Asked()
-    for index, term in enumerate(terms):
-        if term.kernel is kernels.cross_entropy:
-            assert isinstance(term.beside, Tensor)
-            found.labels, found.of_labels = term.beside[rows], index
-            continue
-        found.of_teacher, found.temperature = index, term.temperature
-        found.scale, found.slope = kernels.scales(term.temperature, term.scale_by_t2)
-        if form := _form_of(term):
-            found.form, found.share = form
-            found.teacher = term.teacher
-        else:
-            found.known = _known(term, rows)
-    return found
-
-
-def fits(terms: Sequence["RowTerm"]) -> bool:
-    """Whether these can be asked for: one of a teacher, one of labels, or both.
+def asked(terms: Sequence["RowTerm"]) -> Asked | None:
+    """What these ask for: one of a teacher, one of labels, or both; None where it is more.
 
     Asks the device where a term knows a few tokens of a teacher: their rest must be nothing.
     """
-    with_labels = [term.kernel is kernels.cross_entropy for term in terms]
-    alone = len(set(with_labels)) == len(with_labels)
-    return alone and all(
-        labels or _form_of(term) is not None or _without_rest(term)
-        for term, labels in zip(terms, with_labels, strict=True)
+    of_labels = [i for i, term in enumerate(terms) if term.kernel is kernels.cross_entropy]
+    of_teacher = [i for i in range(len(terms)) if i not in of_labels]
+    if len(of_labels) > 1 or len(of_teacher) > 1:
+        return None
+    form, share = None, 0.5
+    for term in (terms[i] for i in of_teacher):
+        form, share = _form_of(term)
+        if form is None and not _without_rest(term):
+            return None
+    return Asked(
+        terms=terms,
+        of_teacher=of_teacher[0] if of_teacher else None,
+        of_labels=of_labels[0] if of_labels else None,
+        form=form,
+        share=share,
     )
 
 
-def _form_of(term: "RowTerm") -> tuple[Form, float] | None:
+def _form_of(term: "RowTerm") -> tuple[Form | None, float]:
     """The term's form and share; None where it has none, or is another loss at that share."""
-    if term.teacher is None or not isinstance(term.kernel, partial):
-        return None
-    form = FORMS.get(term.kernel.func)
-    if form is None:
-        return None
+    form = FORMS.get(term.kernel.func) if isinstance(term.kernel, partial) else None
+    if term.teacher is None or form is None or not isinstance(term.kernel, partial):
+        return None, 0.5
     share = float(term.kernel.keywords.get(form.share, form.usual))
-    return (form, share) if 0 < share < 1 else None
+    return (form, share) if 0 < share < 1 else (None, 0.5)
 
 
 def _without_rest(term: "RowTerm") -> bool:
@@ -153,11 +175,3 @@ def _without_rest(term: "RowTerm") -> bool:
         return False
     tail = term.kernel.keywords["tail"]
     return term.kernel.func is kernels.sparse_kl and not (tail and bool(term.beside.rest.any()))
-
-
-def _known(term: "RowTerm", rows: Tensor) -> Known:
-    assert isinstance(term.beside, Sparse)
-    assert isinstance(term.kernel, partial)
-    sparse = term.beside[rows]
-    mass, _rest, constant = kernels.known(sparse, torch.float32, **term.kernel.keywords)
-    return Known(sparse.ids, mass, constant.masked_fill(mass.sum(-1) == 0, 0.0))

@@ -3,23 +3,23 @@
    FORM is one of the functions below; it gives phi and q a of a token, where the loss is
    sum_i phi(p_i, q_i) and a = dphi / dq, shifted so that equal models have exactly 0, which changes
    nothing else. The gradient in the logits over T is q (a - <q, a>). The forms are those of
-   row_kernel.py. Besides: KNOWN, where a few tokens of a teacher are known, and LABELS.
+   row_kernel.py.
 
-   TILE tokens are summed in float32, and their sums in float64. Loops are plain ones that a
-   compiler turns into vector code. Probabilities are powers of 2, of logits times log2(e). */
+   HAS_FORM, HAS_KNOWN, HAS_LABELS   a teacher's logits, or a few of its tokens; labels
+   CENTRED                           whether <q, a> has to be found
+   STUDENT, STUDENT_SCALED, STUDENT_CAPPED, and of TEACHER: the type of logits, and what they need
+   TILE                              tokens that are summed in float32; their sums are in float64
+   FAR                               log-ratio beyond which a power would overflow
+
+   Loops are plain ones that a compiler turns into vector code. Probabilities are powers of 2, of
+   logits times log2(e). */
 
 #include <math.h>
-#include <stdint.h>
-#include <string.h>
 
-#define INLINE static inline __attribute__((always_inline))
+#include "numbers.h"
 
 #define LOG2_E 1.44269504f
 #define LN_2 0.693147181f
-
-/* TILE and FAR come from cpu.py and kernels.py. */
-
-typedef enum { float32, bfloat16, float16 } Type;
 
 typedef struct {
     void *first; /* [rows, stride]; the first columns are logits */
@@ -37,19 +37,7 @@ typedef struct { /* of a row: its highest logit, and log2 sum 2^((z - top) cool)
     float top, rest;
 } Normalizer;
 
-/* ---- bits, powers and logarithms ---- */
-
-INLINE float as_float(int32_t bits) {
-    float value;
-    memcpy(&value, &bits, sizeof value);
-    return value;
-}
-
-INLINE int32_t as_bits(float value) {
-    int32_t bits;
-    memcpy(&bits, &value, sizeof bits);
-    return bits;
-}
+/* ---- powers and logarithms ---- */
 
 /* 2^x for x <= 127, and 0 below 2^-126; exactly 1 at 0. A polynomial fitted to 2^f for
    |f| <= 1/2, off by 2e-9; adding 3 * 2^22 rounds x to a whole number, in the lowest bits. */
@@ -133,37 +121,20 @@ INLINE Pair total_variation(float p, float q, float log_ratio, float share) {
 
 /* ---- logits ---- */
 
-INLINE float load(const void *row, Type type, int64_t i) {
-    if (type == bfloat16) return as_float((int32_t)((uint32_t)((const uint16_t *)row)[i] << 16));
-#ifdef HALF
-    if (type == float16) return (float)((const _Float16 *)row)[i];
-#endif
-    return ((const float *)row)[i];
-}
+typedef struct { /* what is known of logits when this is compiled */
+    Type type;
+    int scaled, capped;
+} Kind;
 
-INLINE void store(void *row, Type type, int64_t i, float value) {
-    if (type == bfloat16) { /* to the nearest, and to even between two */
-        uint32_t bits = (uint32_t)as_bits(value);
-        ((uint16_t *)row)[i] = (uint16_t)((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
-        return;
-    }
-#ifdef HALF
-    if (type == float16) {
-        ((_Float16 *)row)[i] = (_Float16)value;
-        return;
-    }
-#endif
-    ((float *)row)[i] = value;
-}
-
-INLINE const void *row_of(Logits of, Type type, int64_t row) {
-    return (const char *)of.first + row * of.stride * (type == float32 ? 4 : 2);
+INLINE const void *row_of(Logits of, Kind kind, int64_t row) {
+    return (const char *)of.first + row * of.stride * bytes_of(kind.type);
 }
 
 /* Behind scale and soft cap. */
-INLINE float shaped(const void *row, Type type, int capped, Logits of, int64_t i) {
-    float z = load(row, type, i) * of.scale;
-    if (!capped) return z;
+INLINE float shaped(const void *row, Kind kind, Logits of, int64_t i) {
+    float z = load(row, kind.type, i);
+    if (kind.scaled) z *= of.scale;
+    if (!kind.capped) return z;
     float twice = 2.0f * z / of.cap;
     twice = twice > FAR ? FAR : twice;
     return of.cap * (1.0f - 2.0f / (power_of_e(twice) + 1.0f)); /* cap tanh(z / cap) */
@@ -175,7 +146,7 @@ INLINE float log_probability(float z, float cool, Normalizer of) {
 }
 
 INLINE Normalizer normalizer(
-    const void *row, Type type, int capped, Logits of, int64_t count, float cool) {
+    const void *row, Kind kind, Logits of, int64_t count, float cool) {
     float top = -INFINITY;
     double total = 0.0;
     for (int64_t first = 0; first < count; first += TILE) {
@@ -183,7 +154,7 @@ INLINE Normalizer normalizer(
         float highest = top, sum = 0.0f;
 #pragma omp simd reduction(max : highest)
         for (int64_t i = first; i < last; i++) {
-            float z = shaped(row, type, capped, of, i);
+            float z = shaped(row, kind, of, i);
             highest = z > highest ? z : highest;
         }
         if (highest > top) {
@@ -192,7 +163,7 @@ INLINE Normalizer normalizer(
         }
 #pragma omp simd reduction(+ : sum)
         for (int64_t i = first; i < last; i++)
-            sum += power_of_2((shaped(row, type, capped, of, i) - top) * cool);
+            sum += power_of_2((shaped(row, kind, of, i) - top) * cool);
         total += sum;
     }
     return (Normalizer){top, (float)log2(total)};
@@ -200,32 +171,8 @@ INLINE Normalizer normalizer(
 
 /* ---- one row ---- */
 
-#ifdef FORM
-#define HAS_FORM 1
-#else
-#define HAS_FORM 0
-#define FORM forward_kl
-#define TEACHER float32
-#endif
-#ifdef KNOWN
-#define HAS_KNOWN 1
-#else
-#define HAS_KNOWN 0
-#endif
-#ifdef LABELS
-#define HAS_LABELS 1
-#else
-#define HAS_LABELS 0
-#endif
-#ifndef CENTRED
-#define CENTRED 0 /* whether <q, a> has to be found */
-#endif
-#ifndef STUDENT_CAPPED
-#define STUDENT_CAPPED 0
-#endif
-#ifndef TEACHER_CAPPED
-#define TEACHER_CAPPED 0
-#endif
+static const Kind MINE = {STUDENT, STUDENT_SCALED, STUDENT_CAPPED};
+static const Kind THEIRS = {TEACHER, TEACHER_SCALED, TEACHER_CAPPED};
 
 typedef struct {
     Logits of, of_teacher;
@@ -238,11 +185,11 @@ typedef struct {
 } Row;
 
 INLINE float logit(const Row *row, int64_t i) {
-    return shaped(row->student, STUDENT, STUDENT_CAPPED, row->of, i);
+    return shaped(row->student, MINE, row->of, i);
 }
 
 INLINE Pair form_at(const Row *row, int64_t i, float logq, float q) {
-    float z = shaped(row->teacher, TEACHER, TEACHER_CAPPED, row->of_teacher, i);
+    float z = shaped(row->teacher, THEIRS, row->of_teacher, i);
     float logp = log_probability(z, row->cool, row->theirs);
     return FORM(power_of_2(logp), q, (logq - logp) * LN_2, row->share);
 }
@@ -270,8 +217,9 @@ INLINE float gradient_at(const Row *row, int64_t i, float z, int compared, float
 
 /* To logits before scale and cap; `z` is behind them. */
 INLINE void put(const Row *row, int64_t i, float z, float gradient) {
-    if (STUDENT_CAPPED) gradient *= 1.0f - (z / row->of.cap) * (z / row->of.cap);
-    store(row->student, STUDENT, i, gradient * row->of.scale);
+    if (MINE.capped) gradient *= 1.0f - (z / row->of.cap) * (z / row->of.cap);
+    if (MINE.scaled) gradient *= row->of.scale;
+    store(row->student, MINE.type, i, gradient);
 }
 
 /* All tokens' gradients from `first` to `last`; their values' sum. */
@@ -325,18 +273,18 @@ void losses_of_rows(
     int64_t last_row, int64_t vocabulary, int64_t width, float cool, float slope, float share) {
     for (int64_t r = first_row; r < last_row; r++) {
         Row row = {.of = student, .of_teacher = teacher, .cool = cool * LOG2_E, .share = share};
-        row.student = (void *)row_of(student, STUDENT, r);
+        row.student = (void *)row_of(student, MINE, r);
         row.pulled = scratch;
         int64_t label = -1;
         float chosen = 0.0f;
         if (HAS_FORM || HAS_KNOWN) {
             row.pull = pulls[r] * slope;
-            row.mine = normalizer(row.student, STUDENT, STUDENT_CAPPED, student, width, row.cool);
+            row.mine = normalizer(row.student, MINE, student, width, row.cool);
         }
         if (HAS_LABELS) {
             row.whole = cool == 1.0f && width == vocabulary && (HAS_FORM || HAS_KNOWN)
                 ? row.mine
-                : normalizer(row.student, STUDENT, STUDENT_CAPPED, student, vocabulary, LOG2_E);
+                : normalizer(row.student, MINE, student, vocabulary, LOG2_E);
             label = labels[r] < vocabulary ? labels[r] : -1;
             label_values[r] = labels[r] < vocabulary ? 0.0f : NAN; /* the definition says more */
             if (label >= 0) {
@@ -360,9 +308,8 @@ void losses_of_rows(
             row.total = (float)total;
         }
         if (HAS_FORM) {
-            row.teacher = row_of(teacher, TEACHER, r);
-            row.theirs =
-                normalizer(row.teacher, TEACHER, TEACHER_CAPPED, teacher, width, row.cool);
+            row.teacher = row_of(teacher, THEIRS, r);
+            row.theirs = normalizer(row.teacher, THEIRS, teacher, width, row.cool);
             if (CENTRED) value = centre(&row, width);
         }
         float unused = 0.0f, at_label = 0.0f;
