@@ -20,6 +20,7 @@
 
 #define LOG2_E 1.44269504f
 #define LN_2 0.693147181f
+#define LANES 32 /* as many as a few vectors hold */
 
 typedef struct {
     void *first; /* [rows, stride]; the first columns are logits */
@@ -51,7 +52,7 @@ INLINE float power_of_2(float x) {
     r = r * f + 0.24022648f;
     r = r * f + 0.69314718f;
     r = r * f + 1.0f;
-    float power = as_float(as_bits(r) + (int32_t)((uint32_t)as_bits(whole) << 23));
+    float power = as_float((int32_t)((uint32_t)as_bits(r) + ((uint32_t)as_bits(whole) << 23)));
     return x < -126.0f ? 0.0f : power;
 }
 
@@ -145,18 +146,30 @@ INLINE float log_probability(float z, float cool, Normalizer of) {
     return (z - of.top) * cool - of.rest;
 }
 
-INLINE Normalizer normalizer(
-    const void *row, Kind kind, Logits of, int64_t count, float cool) {
+/* Lane by lane, since NaN keeps some compilers from doing so by themselves. */
+INLINE float highest_of(const void *row, Kind kind, Logits of, int64_t first, int64_t last) {
+    float highest[LANES], top = -INFINITY;
+    for (int lane = 0; lane < LANES; lane++) highest[lane] = -INFINITY;
+    for (; first + LANES <= last; first += LANES)
+#pragma omp simd
+        for (int lane = 0; lane < LANES; lane++) {
+            float z = shaped(row, kind, of, first + lane);
+            highest[lane] = z > highest[lane] ? z : highest[lane];
+        }
+    for (int lane = 0; lane < LANES; lane++) top = highest[lane] > top ? highest[lane] : top;
+    for (; first < last; first++) {
+        float z = shaped(row, kind, of, first);
+        top = z > top ? z : top;
+    }
+    return top;
+}
+
+INLINE Normalizer normalizer(const void *row, Kind kind, Logits of, int64_t count, float cool) {
     float top = -INFINITY;
     double total = 0.0;
     for (int64_t first = 0; first < count; first += TILE) {
         int64_t last = first + TILE < count ? first + TILE : count;
-        float highest = top, sum = 0.0f;
-#pragma omp simd reduction(max : highest)
-        for (int64_t i = first; i < last; i++) {
-            float z = shaped(row, kind, of, i);
-            highest = z > highest ? z : highest;
-        }
+        float highest = highest_of(row, kind, of, first, last), sum = 0.0f;
         if (highest > top) {
             total *= exp2(((double)top - highest) * cool);
             top = highest;

@@ -12,7 +12,7 @@ from limbeck.losses.native import address
 
 def add(total: Tensor, part: Tensor) -> Tensor:
     """total += part, both of one shape and whole in memory, in the total's type."""
-    library = _library(total, part.dtype)
+    library = _library(total, part.dtype) if part.is_contiguous() else None
     if library is None:
         return total.add_(part)
 
