@@ -99,6 +99,15 @@ def test_flat_and_steep_rows(name, scale):
         assert own <= 1.5 * other + 2e-6 * max(1e-2, float(right.norm())), (own, other)
 
 
+@pytest.mark.parametrize("share", [1e-9, 1e-3, 1 - 1e-6])
+@pytest.mark.parametrize("name", ["skew_forward_kl", "skew_reverse_kl", "jensen_shannon"])
+def test_mixtures_with_almost_nothing_of_one(name, share):
+    """Where the mixture cannot be told from nothing in float32, the definition is asked."""
+    setting = {"beta" if name == "jensen_shannon" else "alpha": share}
+    found = both(case(scale=2.0), kinds=("native", "chunked"), divergence=name, **setting)
+    assert_alike(found, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf])
 @pytest.mark.parametrize("whose", [0, 2])
 def test_logits_that_are_no_numbers_are_the_definitions(bad, whose):

@@ -58,8 +58,8 @@ INLINE float power_of_2(float x) {
 
 INLINE float power_of_e(float x) { return power_of_2(x * LOG2_E); }
 
-/* log x for normal x > 0; exactly 0 at 1. A polynomial fitted to log(1 + f) between sqrt(1/2) and
-   sqrt(2), off by 6e-9 of it. */
+/* log x, of normal x where x > 0; exactly 0 at 1. A polynomial fitted to log(1 + f) between
+   sqrt(1/2) and sqrt(2), off by 6e-9 of it. */
 INLINE float natural_log(float x) {
     int32_t from_root = as_bits(x) - 0x3f3504f3;
     float f = as_float((from_root & 0x007fffff) + 0x3f3504f3) - 1.0f;
@@ -72,7 +72,7 @@ INLINE float natural_log(float x) {
     r = r * f - 0.25000820f;
     r = r * f + 0.33333331f;
     r = (r * f - 0.5f) * (f * f) + f;
-    return r + (float)(from_root >> 23) * LN_2;
+    return x > 0.0f ? r + (float)(from_root >> 23) * LN_2 : -INFINITY;
 }
 
 /* ---- forms: (p, q, log q - log p, share) -> phi and q a ---- */
@@ -194,7 +194,7 @@ typedef struct {
     float cool, share;
     Normalizer mine, theirs, whole; /* of the student over T, of the teacher, of the student */
     float pull, label_pull, centre, total;
-    float *pulled; /* q a of each token */
+    float *scratch; /* q a of each token, or the logits of known ones */
 } Row;
 
 INLINE float logit(const Row *row, int64_t i) {
@@ -213,7 +213,7 @@ INLINE float gradient_at(const Row *row, int64_t i, float z, int compared, float
     if (HAS_FORM && compared) {
         float logq = log_probability(z, row->cool, row->mine), q = power_of_2(logq);
         if (CENTRED) {
-            gradient = row->pull * (row->pulled[i] - q * row->centre);
+            gradient = row->pull * (row->scratch[i] - q * row->centre);
         } else {
             Pair pair = form_at(row, i, logq, q);
             *value += pair.value;
@@ -252,7 +252,7 @@ INLINE double finish(const Row *row, int64_t first, int64_t last, int compared) 
     return value;
 }
 
-/* The sum of values; q a goes to `pulled`, its sum to `centre`. */
+/* The sum of values; q a goes to `scratch`, its sum to `centre`. */
 INLINE double centre(Row *row, int64_t width) {
     double value = 0.0, total = 0.0;
     for (int64_t first = 0; first < width; first += TILE) {
@@ -262,7 +262,7 @@ INLINE double centre(Row *row, int64_t width) {
         for (int64_t i = first; i < last; i++) {
             float logq = log_probability(logit(row, i), row->cool, row->mine);
             Pair pair = form_at(row, i, logq, power_of_2(logq));
-            row->pulled[i] = pair.pulled;
+            row->scratch[i] = pair.pulled;
             pulled += pair.pulled;
             sum += pair.value;
         }
@@ -273,13 +273,43 @@ INLINE double centre(Row *row, int64_t width) {
     return value;
 }
 
-INLINE int known_at(int64_t id, float mass, int64_t vocabulary) {
+INLINE int is_known(int64_t id, float mass, int64_t vocabulary) {
     return mass > 0.0f && id >= 0 && id < vocabulary;
 }
 
-/* All losses of rows `first_row` to `last_row`, whose gradient takes the place of the student's logits; `width` of
-   its `vocabulary` tokens are compared. `cool` is 1 / T. `scratch` has room for `width` numbers,
-   and for as many as there are known places. */
+/* -sum mass log q; notes the masses' sum, and in `scratch` the logits. NaN, which asks for the
+   definition, where an id is no token. */
+INLINE double cross_entropy(
+    Row *row, const int64_t *ids, const float *mass, int64_t places, int64_t vocabulary) {
+    double value = 0.0, total = 0.0;
+    for (int64_t k = 0; k < places; k++) {
+        total += mass[k];
+        if (ids[k] < 0 || ids[k] >= vocabulary) value = NAN;
+        if (!is_known(ids[k], mass[k], vocabulary)) continue;
+        row->scratch[k] = logit(row, ids[k]);
+        value -= mass[k] * LN_2 * log_probability(row->scratch[k], row->cool, row->mine);
+    }
+    row->total = (float)total;
+    return value;
+}
+
+/* What only known tokens get besides, behind `finish`. */
+INLINE void put_known(
+    Row *row, const int64_t *ids, const float *mass, int64_t places, int64_t vocabulary,
+    int64_t label) {
+    float unused = 0.0f;
+    for (int64_t k = 0; k < places; k++) {
+        if (!is_known(ids[k], mass[k], vocabulary)) continue;
+        float z = row->scratch[k];
+        float gradient = gradient_at(row, ids[k], z, 1, &unused) - row->pull * mass[k];
+        put(row, ids[k], z, ids[k] == label ? gradient - row->label_pull : gradient);
+    }
+}
+
+/* All losses of rows `first_row` to `last_row`, whose gradient takes the place of the student's
+   logits; `width` of its `vocabulary` tokens are compared. `cool` is 1 / T, `slope` what gradients
+   are multiplied by besides. `scratch` has room for `width` numbers if CENTRED, and for the places
+   of a row. */
 void losses_of_rows(
     Logits student, Logits teacher, Known known, const int64_t *labels, const float *pulls,
     float *values, const float *label_pulls, float *label_values, float *scratch, int64_t first_row,
@@ -287,56 +317,40 @@ void losses_of_rows(
     for (int64_t r = first_row; r < last_row; r++) {
         Row row = {.of = student, .of_teacher = teacher, .cool = cool * LOG2_E, .share = share};
         row.student = (void *)row_of(student, MINE, r);
-        row.pulled = scratch;
+        row.scratch = scratch;
+        const int64_t *ids = known.ids + r * known.places;
+        const float *mass = known.mass + r * known.places;
         int64_t label = -1;
-        float chosen = 0.0f;
+        float chosen = 0.0f, at_label = 0.0f, unused = 0.0f;
+        double value = 0.0;
         if (HAS_FORM || HAS_KNOWN) {
             row.pull = pulls[r] * slope;
             row.mine = normalizer(row.student, MINE, student, width, row.cool);
         }
         if (HAS_LABELS) {
-            row.whole = cool == 1.0f && width == vocabulary && (HAS_FORM || HAS_KNOWN)
+            int alike = (HAS_FORM || HAS_KNOWN) && cool == 1.0f && width == vocabulary;
+            row.whole = alike
                 ? row.mine
                 : normalizer(row.student, MINE, student, vocabulary, LOG2_E);
             label = labels[r] < vocabulary ? labels[r] : -1;
-            label_values[r] = labels[r] < vocabulary ? 0.0f : NAN; /* the definition says more */
-            if (label >= 0) {
-                row.label_pull = label_pulls[r];
-                chosen = logit(&row, label);
-                label_values[r] = -LN_2 * log_probability(chosen, LOG2_E, row.whole);
-            }
+            label_values[r] = labels[r] < vocabulary ? 0.0f : NAN; /* for the definition to say */
         }
-        const int64_t *ids = known.ids + r * known.places;
-        const float *mass = known.mass + r * known.places;
-        double value = 0.0;
-        if (HAS_KNOWN) {
-            double total = 0.0;
-            for (int64_t k = 0; k < known.places; k++) {
-                total += mass[k];
-                if (ids[k] < 0 || ids[k] >= vocabulary) value = NAN;
-                if (!known_at(ids[k], mass[k], vocabulary)) continue;
-                scratch[k] = logit(&row, ids[k]); /* before its gradient takes its place */
-                value -= mass[k] * LN_2 * log_probability(scratch[k], row.cool, row.mine);
-            }
-            row.total = (float)total;
+        if (label >= 0) {
+            row.label_pull = label_pulls[r];
+            chosen = logit(&row, label);
+            label_values[r] = -LN_2 * log_probability(chosen, LOG2_E, row.whole);
         }
+        if (HAS_KNOWN) value = cross_entropy(&row, ids, mass, known.places, vocabulary);
         if (HAS_FORM) {
             row.teacher = row_of(teacher, THEIRS, r);
             row.theirs = normalizer(row.teacher, THEIRS, teacher, width, row.cool);
             if (CENTRED) value = centre(&row, width);
         }
-        float unused = 0.0f, at_label = 0.0f;
-        if (label >= 0) /* while scratch and the teacher's logits are as they were */
+        if (label >= 0)
             at_label = gradient_at(&row, label, chosen, label < width, &unused) - row.label_pull;
         value += finish(&row, 0, width, 1) + finish(&row, width, vocabulary, 0);
         if (label >= 0) put(&row, label, chosen, at_label);
-        if (HAS_KNOWN)
-            for (int64_t k = 0; k < known.places; k++)
-                if (known_at(ids[k], mass[k], vocabulary)) {
-                    float z = scratch[k];
-                    float gradient = gradient_at(&row, ids[k], z, 1, &unused) - row.pull * mass[k];
-                    put(&row, ids[k], z, ids[k] == label ? gradient - row.label_pull : gradient);
-                }
+        if (HAS_KNOWN) put_known(&row, ids, mass, known.places, vocabulary, label);
         if (HAS_FORM || HAS_KNOWN) values[r] = (float)value;
     }
 }
