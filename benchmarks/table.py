@@ -196,7 +196,7 @@ def of_script(name: str) -> Callable[[dict[str, Any]], str]:
 TABLES |= {
     "cache_size": cache_size_table,
     "cache_size_models": cache_size_table,
-    "fused_loss_amx": fused_loss_table,
+    "fused_loss_epyc": fused_loss_table,
     "fused_loss_h200": fused_loss_table,
     "train_step_gpu": train_step_table,
     "train_step_two_cores": train_step_table,
@@ -233,10 +233,10 @@ README_PARTS = {
 models and rows, 4 rows a step (`benchmarks/train_step.py`; peak is of the whole process):""",
     "on_policy": """The same where the student writes what it learns from: 4 prompts of 24 tokens a
 step, answers of 40 (`benchmarks/on_policy.py`; "writing" is its share of the time):""",
-    "fused_loss": """A distillation loss from hidden states and heads, forward and backward, one CPU
-thread, student width 512, teacher width 1,024 (`benchmarks/fused_loss.py`): share of the machine's
-own rate on exactly the matrix products that the loss needs, memory on top of the inputs with the
-gradients in it, and seconds.""",
+    "fused_loss": """A distillation loss from hidden states and heads, forward and backward, one
+thread of a CPU with matrix units for bf16, student width 512, teacher width 1,024
+(`benchmarks/fused_loss.py`): share of the machine's own rate on exactly the matrix products that
+the loss needs, memory on top of the inputs with the gradients in it, and seconds.""",
     "fused_loss_h200": """The same on an NVIDIA H200 at the widths of real models, 2,048 and 8,192
 (`benchmarks/fused_loss_gpu.py`; `logits: chunked` is without our Triton kernel, and was measured
 with chunks of half the size):""",
@@ -260,7 +260,8 @@ def write_readme() -> None:
 COMPARISONS = {
     "cache_size": "cache.md",
     "cache_size_models": "cache.md",
-    "fused_loss_amx": "../benchmarks/README.md",
+    "fused_loss": "../benchmarks/README.md",
+    "fused_loss_epyc": "../benchmarks/README.md",
     "fused_loss_h200": "../benchmarks/README.md",
     "train_step_two_cores": "../benchmarks/README.md",
     "cross_tokenizer": "methods.md",
