@@ -17,6 +17,10 @@ from limbeck.losses.fused import (
 )
 from limbeck.losses.projection import Projection
 
+pytestmark = pytest.mark.skipif(
+    native.library("sums.c", TYPE="bfloat16") is None, reason="no C compiler"
+)
+
 
 def case(n=6, v=301, scale=1.0):
     generator = torch.Generator().manual_seed(0)

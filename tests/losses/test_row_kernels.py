@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from limbeck import losses
-from limbeck.losses import chunks, cpu, kernels, row_forms
+from limbeck.losses import chunks, cpu, kernels, native, row_forms
 from limbeck.losses.fused import (
     divergence_term,
     fused_linear_divergence,
@@ -41,6 +41,8 @@ DEVICE = torch.device("cpu")
 def kind(request, monkeypatch):
     """Which kernel, on its own device, with rows of several tiles."""
     if request.param == "native":
+        if native.library("sums.c", TYPE="bfloat16") is None:
+            pytest.skip("no C compiler")
         module, place = cpu, "cpu"
     else:
         module = pytest.importorskip("limbeck.losses.gpu", reason="Triton is not installed")
