@@ -3,6 +3,8 @@
 import logging
 import subprocess
 import sys
+import threading
+import time
 
 import pytest
 import torch
@@ -38,6 +40,12 @@ def both(tensors, *, kinds=("native", "naive"), **options):
 def assert_alike(found, **bounds):
     for mine, theirs in zip(*found, strict=True):
         torch.testing.assert_close(mine, theirs, **bounds)
+
+
+@pytest.fixture(autouse=True)
+def no_thread_is_left():
+    yield
+    native._threads.cache_clear()
 
 
 @pytest.fixture
@@ -156,6 +164,20 @@ def test_rows_do_not_depend_on_threads(monkeypatch):
         total, _ = sum_over_rows(head, {"t": logits[1]}, terms, implementation="native")
         found.append((total.detach(), *torch.autograd.grad(total, head.hidden)))
     assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
+
+
+def test_one_pool_of_threads(monkeypatch):
+    """Whatever the number of rows, and however often torch's number of threads changes."""
+    monkeypatch.setattr(native, "SHARE_ELEMENTS", 1)
+    before = threading.active_count()
+    for threads in (4, 2, 3):
+        monkeypatch.setattr(native.torch, "get_num_threads", lambda count=threads: count)
+        for rows in (2, 3, 7):
+            native.in_threads(lambda first, last: None, rows, 100)
+    deadline = time.monotonic() + 10
+    while threading.active_count() > before + 3 and time.monotonic() < deadline:
+        time.sleep(0.01)  # those of the pools before end by themselves
+    assert threading.active_count() <= before + 3
 
 
 FORKED = """

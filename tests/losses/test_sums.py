@@ -20,6 +20,8 @@ def compiled(request, monkeypatch):
         monkeypatch.setattr(native.torch, "get_num_threads", lambda: 3)
     else:
         monkeypatch.setattr(native, "library", lambda *_, **__: None)
+    yield
+    native._threads.cache_clear()
 
 
 @pytest.mark.parametrize("dtype", TYPES, ids=str)

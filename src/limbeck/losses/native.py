@@ -94,16 +94,18 @@ def address(of: Tensor | None, row: int | None = 0) -> c_void_p:
 
 def in_threads(share: Callable[[int, int], None], rows: int, elements: int) -> None:
     """Call `share(first, last)` for parts of the rows, as many as torch has threads."""
-    parts = max(1, min(torch.get_num_threads(), rows, elements // SHARE_ELEMENTS))
+    most = torch.get_num_threads()
+    parts = max(1, min(most, rows, elements // SHARE_ELEMENTS))
     if parts == 1:
         share(0, rows)
         return
     bounds = [rows * part // parts for part in range(parts + 1)]
-    list(_threads(parts).map(share, bounds, bounds[1:]))
+    list(_threads(most).map(share, bounds, bounds[1:]))
 
 
-@functools.cache
+@functools.lru_cache(maxsize=1)
 def _threads(count: int) -> ThreadPoolExecutor:
+    """One pool; its threads end when another number is asked for."""
     return ThreadPoolExecutor(count, thread_name_prefix="limbeck-losses")
 
 
