@@ -287,3 +287,38 @@ def test_what_has_no_form_is_taken_as_chunked(kind):
     ]
     for mine, theirs in zip(*both, strict=True):
         assert torch.equal(mine, theirs)
+
+
+def test_whatever_lies_otherwise_in_memory(kind):
+    """Logits and known tokens by columns, labels and ids in 32 bits."""
+    hidden, weight, th, tw = case()
+    head = Projection(hidden=hidden, weight=weight)
+    ready = (th @ tw.T).T.contiguous().T
+    labels = row_labels().int()
+    terms = [
+        divergence_term(losses.reverse_kl, "t", row_weights()),
+        label_term(labels, row_weights()),
+    ]
+    wide = [terms[0], label_term(labels.long(), row_weights())]
+    ids = torch.arange(N * 3, device=DEVICE).reshape(3, N).T
+    mass = torch.full((3, N), 1 / 3, device=DEVICE).T
+    flat = torch.zeros(N, device=DEVICE)
+    known = Sparse(ids=ids, mass=mass, rest=flat, negentropy=flat)
+    for mine, theirs in zip(
+        *(
+            found(sum_over_rows(head, {"t": ready}, these, implementation=by)[0], (hidden, weight))
+            for by, these in ((kind, terms), ("naive", wide))
+        ),
+        strict=True,
+    ):
+        torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-6)
+    for mine, theirs in zip(
+        *(
+            found(
+                fused_linear_sparse_kl(hidden, weight, known, implementation=by), (hidden, weight)
+            )
+            for by in (kind, "naive")
+        ),
+        strict=True,
+    ):
+        torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-6)

@@ -223,7 +223,8 @@ class Work:
     def _logits(self, name: str, of: Projection | Tensor, rows: Tensor) -> Tensor:
         """Logits before scale and cap, in this name's buffer."""
         if isinstance(of, Tensor):
-            return of[rows.to(of.device)].to(rows.device)
+            # Row by row, as kernels read it: taking rows keeps the order in which the whole lies.
+            return of[rows.to(of.device)].to(rows.device).contiguous()
         rows = rows.to(of.hidden.device)
         hidden = of.hidden[rows]
         if name not in self.buffers or len(self.buffers[name]) < len(rows):

@@ -50,7 +50,10 @@ FORMS: Mapping[Callable[..., Any], Form] = {
 
 
 class Known(NamedTuple):
-    """What is known of a teacher's tokens, [rows, places]; none is twice in a row with a mass."""
+    """What is known of a teacher's tokens, [rows, places]; none is twice in a row with a mass.
+
+    Kernels read them where they lie: int64 and float32, row by row.
+    """
 
     ids: Tensor
     mass: Tensor
@@ -111,12 +114,12 @@ class Asked:
         return min(vocabulary, theirs[self.teacher].shape[1])
 
     def labels(self, rows: Tensor) -> Tensor | None:
-        """[rows] ids, -100 for none."""
+        """[rows] int64 ids, -100 for none."""
         if self.of_labels is None:
             return None
         beside = self.terms[self.of_labels].beside
         assert isinstance(beside, Tensor)
-        return beside[rows]
+        return beside[rows].long()
 
     def known(self, rows: Tensor) -> Known | None:
         """What is known of these rows."""
@@ -127,7 +130,11 @@ class Asked:
         assert isinstance(term.kernel, partial)
         sparse = term.beside[rows]
         mass, _rest, constant = kernels.known(sparse, torch.float32, **term.kernel.keywords)
-        return Known(sparse.ids, mass, constant.masked_fill(mass.sum(-1) == 0, 0.0))
+        return Known(
+            sparse.ids.long().contiguous(),
+            mass.contiguous(),
+            constant.masked_fill(mass.sum(-1) == 0, 0.0),
+        )
 
     def finish(self, values: Tensor, known: Known | None) -> Tensor:
         """The values [terms, rows] with what kernels leave out."""
