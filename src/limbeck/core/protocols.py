@@ -162,7 +162,7 @@ class Scene:
         teacher: the one that the objective listens to, where it is a model at hand.
         samples: the first of the training data, as many as an estimate needs.
         seed: for a stream of random numbers (`core.random.stream`).
-        folder: where its own files go.
+        folder: where its own files go; it makes the folder, if it has any.
     """
 
     student: Network

@@ -71,7 +71,6 @@ def _ready(term: Term, scene: Scene) -> Term:
     finish: Any = getattr(term.objective, "finish", None)
     if finish is None:
         return term
-    scene.folder.mkdir(parents=True, exist_ok=True)
     networks = [n for n in (scene.student, scene.teacher) if isinstance(n, CausalModel)]
     modes = [(network.module, network.module.training) for network in networks]
     for module, _ in modes:
@@ -82,6 +81,3 @@ def _ready(term: Term, scene: Scene) -> Term:
     finally:
         for module, training in modes:
             module.train(training)
-        for folder in (scene.folder, scene.folder.parent):
-            if folder.is_dir() and not any(folder.iterdir()):
-                folder.rmdir()

@@ -1,0 +1,57 @@
+"""Terms made ready before training: the folder in which objectives keep what they find out."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from limbeck.core.files import write_text
+from limbeck.core.term import Term
+from limbeck.recipe.ready import ready_terms
+
+
+class Looks:
+    """An objective that looks at the models, and keeps a note if it is told to."""
+
+    kind, needs = "looks", frozenset()
+
+    def __init__(self, note=""):
+        self.note = note
+
+    def finish(self, scene):
+        if self.note:
+            write_text(scene.folder / "note", self.note)
+        return self
+
+
+class Nothing:
+    """A source whose samples nobody looks at."""
+
+    def __next__(self):
+        return None
+
+    def state_dict(self):
+        return {}
+
+    def load_state_dict(self, state):
+        pass
+
+
+def ready(folder, rank, *objectives):
+    terms = tuple(Term(objective=o, name=o.note or None) for o in objectives)
+    recipe = SimpleNamespace(terms=terms, seed=0)
+    mesh = SimpleNamespace(main=rank == 0, rank=rank, device="cpu")
+    return ready_terms(recipe, None, {}, Nothing(), folder, mesh)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_who_keeps_nothing_needs_no_folder(tmp_path, rank):
+    """Processes that made and removed empty folders of the same run got in each other's way."""
+    (tmp_path / "file").touch()
+    ready(tmp_path / "file" / "terms", rank, Looks())
+
+
+def test_each_process_keeps_its_own_notes(tmp_path):
+    for rank in (0, 1):
+        ready(tmp_path / "terms", rank, Looks("a"), Looks(), Looks("b"))
+    kept = sorted(str(p.relative_to(tmp_path)) for p in tmp_path.rglob("note"))
+    assert kept == [f"terms/{own}{name}/note" for own in (".process-1/", "") for name in "ab"]
