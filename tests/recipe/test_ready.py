@@ -18,6 +18,7 @@ class Looks:
         self.note = note
 
     def finish(self, scene):
+        self.found = (scene.folder / "note").exists()
         if self.note:
             write_text(scene.folder / "note", self.note)
         return self
@@ -39,7 +40,7 @@ class Nothing:
 def ready(folder, rank, *objectives):
     terms = tuple(Term(objective=o, name=o.note or None) for o in objectives)
     recipe = SimpleNamespace(terms=terms, seed=0)
-    mesh = SimpleNamespace(main=rank == 0, rank=rank, device="cpu")
+    mesh = SimpleNamespace(main=rank == 0, device="cpu", barrier=lambda: None)
     return ready_terms(recipe, None, {}, Nothing(), folder, mesh)
 
 
@@ -50,8 +51,12 @@ def test_who_keeps_nothing_needs_no_folder(tmp_path, rank):
     ready(tmp_path / "file" / "terms", rank, Looks())
 
 
-def test_each_process_keeps_its_own_notes(tmp_path):
-    for rank in (0, 1):
-        ready(tmp_path / "terms", rank, Looks("a"), Looks(), Looks("b"))
-    kept = sorted(str(p.relative_to(tmp_path)) for p in tmp_path.rglob("note"))
-    assert kept == [f"terms/{own}{name}/note" for own in (".process-1/", "") for name in "ab"]
+def test_the_first_process_keeps_notes_and_all_begin_with_them(tmp_path):
+    looks = [[Looks("a"), Looks(), Looks("b")] for _ in range(3)]
+    for rank, objectives in enumerate(looks):
+        ready(tmp_path / "terms", rank, *objectives)
+    kept = sorted(str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*") if p.is_file())
+    assert kept == ["terms/a/note", "terms/b/note"]
+    assert [[looking.found for looking in o] for o in looks] == [[False] * 3] + 2 * [
+        [True, False, True]
+    ]

@@ -1,6 +1,7 @@
 """Terms that look inside the network, in a whole run: layouts, resume, what is exported."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -103,6 +104,23 @@ def test_a_resumed_run_has_the_same_projectors(make_recipe, tmp_path):
     ]
     assert weights[0].keys() == weights[1].keys()
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+def test_more_processes_go_on_with_what_one_found_out(
+    make_recipe, tmp_path, losses, assert_same, torchrun
+):
+    """All must look at the models together, or none: it would hang where only some have notes."""
+    found_out = {"kind": "features", "layers": "cka", "loss": "cosine"}
+    terms = [{"objective": "forward_kl"}, {"objective": found_out}]
+    recipe = make_recipe({"steps": 20, "parallel": "fsdp"}, terms=terms)
+    path, out = tmp_path / "recipe.yaml", tmp_path / "run"
+    path.write_text(dump(recipe))
+    run(recipe, out)
+    expected, kept = losses(out), sorted((out / "terms").rglob("*"))
+    shutil.rmtree(out / "checkpoints" / "step-20")
+    torchrun(path, out, "--resume")  # from step 18
+    assert_same(losses(out), expected)
+    assert sorted((out / "terms").rglob("*")) == kept
 
 
 def test_one_forward_pass_of_each_model_serves_all_terms(make_recipe, tmp_path, monkeypatch):

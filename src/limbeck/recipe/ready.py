@@ -1,7 +1,10 @@
 """From a recipe's objectives to those that are trained with, which know the models at hand."""
 
 import re
-from collections.abc import Mapping
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -45,26 +48,39 @@ def ready_terms(
     place = data.state_dict()
     samples = [next(data) for _ in range(SAMPLES)]
     data.load_state_dict(place)
-    # All processes look together, since a split model needs them all; each keeps its own notes.
-    folder = folder if mesh.main else folder / f".process-{mesh.rank}"
     terms: list[Term] = []
-    for index, term in enumerate(recipe.terms):
-        scene = Scene(
-            student=student,
-            teacher=cast(Network | None, teachers.get(term.teacher or "")),
-            samples=samples,
-            seed=recipe.seed,
-            folder=folder / re.sub(r"[^\w-]", "_", term.label),
-        )
-        try:
-            terms.append(_ready(term, scene))
-        except RecipeError as error:
-            field = f"terms.{index}.objective.{error.field}".strip(".")
-            raise document.error(field, error.reason) from None
+    with _notes(folder, mesh) as notes:
+        for index, term in enumerate(recipe.terms):
+            scene = Scene(
+                student=student,
+                teacher=cast(Network | None, teachers.get(term.teacher or "")),
+                samples=samples,
+                seed=recipe.seed,
+                folder=notes / re.sub(r"[^\w-]", "_", term.label),
+            )
+            try:
+                terms.append(_ready(term, scene))
+            except RecipeError as error:
+                field = f"terms.{index}.objective.{error.field}".strip(".")
+                raise document.error(field, error.reason) from None
     for term in terms:
         if isinstance(term.objective, torch.nn.Module):
             term.objective.to(mesh.device)
     return tuple(terms)
+
+
+@contextmanager
+def _notes(kept: Path, mesh: Mesh) -> Iterator[Path]:
+    """Where this process's objectives find what they found out before, and keep what is new.
+
+    Only the first process's notes are kept, and all begin with those: to look at a split model
+    takes all processes, so none may know what another has to look for.
+    """
+    with tempfile.TemporaryDirectory() as copy:
+        if not mesh.main and kept.is_dir():
+            shutil.copytree(kept, copy, dirs_exist_ok=True)
+        mesh.barrier()  # nothing new before all have the old
+        yield kept if mesh.main else Path(copy)
 
 
 def _ready(term: Term, scene: Scene) -> Term:
