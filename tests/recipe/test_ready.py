@@ -14,11 +14,12 @@ class Looks:
 
     kind, needs = "looks", frozenset()
 
-    def __init__(self, note=""):
-        self.note = note
+    def __init__(self, note="", examples=0):
+        self.note, self.examples = note, examples
 
     def finish(self, scene):
         self.found = (scene.folder / "note").exists()
+        self.saw = len(scene.samples)
         if self.note:
             write_text(scene.folder / "note", self.note)
         return self
@@ -60,3 +61,9 @@ def test_the_first_process_keeps_notes_and_all_begin_with_them(tmp_path):
     assert [[looking.found for looking in o] for o in looks] == [[False] * 3] + 2 * [
         [True, False, True]
     ]
+
+
+def test_an_objective_sees_as_many_samples_as_it_asks_for(tmp_path):
+    few, many = Looks(examples=8), Looks(examples=100)
+    ready(tmp_path, 0, few, many)
+    assert (few.saw, many.saw) == (64, 100)

@@ -20,7 +20,8 @@ from limbeck.recipe.schema import Recipe
 from limbeck.train.mesh import Mesh
 
 SAMPLES = 64
-"""Of the training data, that objectives may look at before training."""
+"""Of the training data, that an objective may look at before training, unless its `examples` say
+more."""
 
 
 def ready_terms(
@@ -46,15 +47,16 @@ def ready_terms(
         return recipe.terms
     data = getattr(source, "given", source)
     place = data.state_dict()
-    samples = [next(data) for _ in range(SAMPLES)]
+    counts = [max(SAMPLES, getattr(term.objective, "examples", 0)) for term in recipe.terms]
+    samples = [next(data) for _ in range(max(counts))]
     data.load_state_dict(place)
     terms: list[Term] = []
     with _notes(folder, mesh) as notes:
-        for index, term in enumerate(recipe.terms):
+        for index, (term, count) in enumerate(zip(recipe.terms, counts, strict=True)):
             scene = Scene(
                 student=student,
                 teacher=cast(Network | None, teachers.get(term.teacher or "")),
-                samples=samples,
+                samples=samples[:count],
                 seed=recipe.seed,
                 folder=notes / re.sub(r"[^\w-]", "_", term.label),
             )
