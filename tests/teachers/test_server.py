@@ -3,6 +3,7 @@
 import base64
 import logging
 import threading
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from urllib.parse import quote
@@ -61,6 +62,18 @@ def test_answers_come_in_order_with_everything_that_is_known_of_them(tmp_path):
     tokens = sum(r.completion_tokens for r in found[0])
     usd = sum(r.usd for r in found[0])
     assert usd == pytest.approx((found[0][0].prompt_tokens + 2 * tokens) / 1e6)
+
+
+def test_a_stop_string_is_never_in_an_answer_even_where_the_server_leaves_it(tmp_path):
+    """As `transformers serve` does; what is recorded is what came, and is cut when it is read."""
+    sampling = replace(SAMPLING, stop=("END", " |"))
+    with MockTeacher(lambda asked: "one END two | three") as mock:
+        spec = spec_of(mock, tmp_path)
+        for _ in range(2):
+            assert [(r.text, r.finish) for (r,) in ask(spec, 2, sampling=sampling)] == [
+                ("one ", "stop")
+            ] * 2
+        assert [r.text for (r,) in ask(spec, 1)] == ["one END two | three"]
 
 
 def test_what_is_known_is_never_asked_for_again(tmp_path):

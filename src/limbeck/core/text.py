@@ -1,4 +1,6 @@
-"""What text must be before anything can read it."""
+"""What text must be before anything can read it, and where it ends."""
+
+from collections.abc import Sequence
 
 
 def is_whole(text: str) -> bool:
@@ -12,3 +14,9 @@ def is_whole(text: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
+
+
+def until(text: str, marks: Sequence[str]) -> str:
+    """The text before the first of some strings; all of it where none is there."""
+    ends = [place for mark in marks if (place := text.find(mark)) >= 0]
+    return text[: min(ends, default=len(text))]

@@ -45,12 +45,6 @@ def same_text(completion: str, answer: str) -> bool:
     return completion.split() == answer.split()
 
 
-def until(text: str, marks: Sequence[str]) -> str:
-    """The text before the first of some strings; all of it where none is there."""
-    ends = [place for mark in marks if (place := text.find(mark)) >= 0]
-    return text[: min(ends, default=len(text))]
-
-
 def last_number(text: str) -> Fraction | None:
     """The last number in a text, exactly; None where there is none.
 

@@ -11,8 +11,8 @@ from pydantic import Field
 
 from limbeck.core.errors import DataError
 from limbeck.core.registry import register
+from limbeck.core.text import until
 from limbeck.core.types import Sample, Sampling, Turn
-from limbeck.evals import matching
 from limbeck.evals.reading import tell_once
 from limbeck.evals.score import Score, wilson_interval
 from limbeck.evals.verifiers import Match, Verifier
@@ -109,7 +109,7 @@ class Task:
         self, completions: Sequence[str], answers: Sequence[str], prompts: Sequence[str] = ()
     ) -> list[bool]:
         """Which completions are right; `choice` looks for the options in the prompts."""
-        texts = [matching.until(text, self.stop) for text in completions]
+        texts = [until(text, self.stop) for text in completions]
         return [verdict.right for verdict in self.verifier.check_all(texts, answers, prompts)]
 
     def problems(self) -> list[Problem]:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase, StopStringCriteria
 
+from limbeck.core.text import until
 from limbeck.core.types import Sampling
 from limbeck.models.drawing import Draw
 from limbeck.models.following import Follower
@@ -137,16 +138,12 @@ def _written(
 ) -> Continuation:
     last = next((place for place, token in enumerate(line) if token in ends), None)
     ids = line if last is None else line[: last + 1]
-    text = text_behind(tokenizer, prompt, ids)
-    stops = [place for stop in sampling.stop if (place := text.find(stop)) >= 0]
-    if stops:
-        text = text[: min(stops)]
-    if last is None and len(line) < sampling.max_tokens:
-        stops = stops or [0]  # a stop string was seen that the text does not show
+    whole = text_behind(tokenizer, prompt, ids)
+    text = until(whole, sampling.stop)
+    # Behind fewer tokens than it may write, a stop string was seen that the text does not show.
+    ended = last is not None or text != whole or len(line) < sampling.max_tokens
     logp, top = draw.scores(row, len(ids))
-    return Continuation(
-        text=text, ended=last is not None or bool(stops), ids=ids, logp=logp, top=top
-    )
+    return Continuation(text=text, ended=ended, ids=ids, logp=logp, top=top)
 
 
 def text_behind(

@@ -10,6 +10,7 @@ from pydantic import Field
 
 from limbeck.core.errors import RecipeError
 from limbeck.core.registry import register
+from limbeck.core.text import until
 from limbeck.evals import matching
 from limbeck.synth.rows import Row
 from limbeck.synth.step import Desk
@@ -161,7 +162,7 @@ class Split:
         """Each row in two parts; one that cannot be parted fails."""
         waiting = iter(rows)
         while window := list(islice(waiting, WINDOW)):
-            texts = [matching.until(row.text, self.stop).rstrip() for row in window]
+            texts = [until(row.text, self.stop).rstrip() for row in window]
             for row, parts in zip(window, split_all(texts, self.form, self.pattern), strict=True):
                 if parts is None:
                     desk.counts["texts without a rationale and an answer"] += 1

@@ -42,6 +42,7 @@ from limbeck.teachers.wire import (
     Choice,
     Heard,
     Refused,
+    cut,
     parameters,
     read_response,
     refusal,
@@ -235,7 +236,7 @@ class Server:
             *(self._indices(question, asked, sampling, keys, part) for part in together if part)
         ):
             replies |= found
-        return [replies[index] for index in range(n)]
+        return [cut(replies[index], sampling.stop) for index in range(n)]
 
     async def _indices(
         self,

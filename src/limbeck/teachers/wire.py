@@ -4,13 +4,14 @@ import json
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from email.utils import parsedate_to_datetime
 from typing import Any
 
 from limbeck.core.errors import RecipeError
-from limbeck.core.exchange import Question, Scored
+from limbeck.core.exchange import Question, Reply, Scored
 from limbeck.core.specs import ServerTeacher
+from limbeck.core.text import until
 from limbeck.core.types import Sampling
 
 LONGEST_WAIT_SECONDS = 300.0
@@ -147,6 +148,15 @@ def read_response(body: bytes, api: str, n: int, *, scored: bool) -> Heard:
         reason = wrong or f"{len(choices)} answers instead of {n}"
         raise Again(reason, heard=heard)
     return heard
+
+
+def cut(reply: Reply, stop: Sequence[str]) -> Reply:
+    """The reply without its stop string, which some servers leave at the end, and what is behind.
+
+    Its scores stay: servers do not agree on whether they show those of the stop string.
+    """
+    text = until(reply.text, stop)
+    return reply if text == reply.text else replace(reply, text=text, finish="stop")
 
 
 def _choice(entry: Any, api: str, *, scored: bool) -> Choice:

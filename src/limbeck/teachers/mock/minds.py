@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from limbeck.core.exchange import Question, Reply, Scored, Writer
+from limbeck.core.text import until
 from limbeck.core.types import NO_OFFSET, Encoding, Sample, Sampling, Turn
 
 WORDS = (
@@ -132,9 +133,8 @@ class Canned:
         words = [" " * bool(k or asked.prefix) + draw.choice(WORDS) for k in range(count)]
         text = "".join(words)
         finish = "stop" if wanted <= sampling.max_tokens else "length"
-        cuts = [text.index(stop) for stop in sampling.stop if stop in text]
-        if cuts:
-            text, finish = text[: min(cuts)], "stop"
+        if (cut := until(text, sampling.stop)) != text:
+            text, finish = cut, "stop"
         scores = None
         if sampling.scores is not None:
             scores = _scored(words, draw, sampling.scores, len(text))
