@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -55,6 +56,7 @@ TENSORS = {
     "int64": torch.arange(6).view(2, 3),
     "a number": torch.tensor(7),
     "nothing": torch.zeros(0, 3, dtype=torch.int32),
+    "nothing of NumPy's": torch.from_numpy(np.flatnonzero([0, 0])),
     "transposed": torch.randn(3, 4).T,
     "a part": torch.arange(10)[2:5],
     "not a number": torch.tensor([float("nan"), float("inf")]),

@@ -139,8 +139,8 @@ class Work:
     `run` is `in_place`, or what does the same faster; it is given a chunk `by_blocks` that fit the
     processor's cache where it makes several passes over them, and whole where it does not.
 
-    Within, gradients are divided by `norm`, the largest weight, so that float16 can hold them. It
-    is a power of two: multiplying by it again rounds nothing.
+    Within, float16 gradients are divided by `norm`, the largest weight, so that they can be held.
+    It is a power of two: multiplying by it again rounds nothing.
     """
 
     def __init__(
@@ -167,11 +167,13 @@ class Work:
             [torch.as_tensor(t.factor, dtype=self.exact, device=device) for t in terms]
         )
         self.sums = torch.zeros_like(self.factors)
-        pulls = self.weights * self.factors[:, None]
-        tiny = torch.finfo(self.exact).tiny
-        largest = torch.cat([pulls.abs().flatten(), pulls.new_full((1,), tiny)]).max()
-        self.norm = largest.log2().ceil().exp2()
-        self.pulls = pulls / self.norm
+        self.pulls = self.weights * self.factors[:, None]
+        self.norm: Tensor | float = 1.0
+        if student.hidden.dtype == torch.float16:
+            largest = self.pulls.abs().max() if self.pulls.numel() else self.sums.new_zeros(())
+            tiny = torch.finfo(self.exact).tiny
+            self.norm = largest.clamp(min=tiny).log2().ceil().exp2()
+            self.pulls = self.pulls / self.norm
         # Prompts and padding are often half of all rows: they are gone before anything is done.
         self.index = (self.weights > 0).any(0).nonzero().flatten()
         self.buffers: dict[str, Tensor] = {}

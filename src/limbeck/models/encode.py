@@ -68,11 +68,17 @@ class Encoder:
         return token_bytes(self.tokenizer, len(self.tokenizer))
 
     @cached_property
-    def _silent(self) -> list[int]:
-        """Tokens that stand for no text: special ones, and the one for all that is not known."""
+    def _silent(self) -> NDArray[np.bool_]:
+        """Whether a token stands for no text: special ones, and the one for all that is not known.
+
+        What lies behind the last of them does, and so does the last entry.
+        """
         added: Any = getattr(self.tokenizer, "added_tokens_decoder", {})
         special = {index for index, token in added.items() if token.special}
-        return sorted(special.union(getattr(self.tokenizer, "all_special_ids", ())))
+        special.update(getattr(self.tokenizer, "all_special_ids", ()))
+        flags = np.zeros(max(special, default=-1) + 2, dtype=np.bool_)
+        flags[list(special)] = True
+        return flags
 
     def encode(self, sample: Sample) -> Encoding:
         """One sample's tokens, what is learnt of them, and their byte offsets.
@@ -166,21 +172,24 @@ class Encoder:
             return self._pack(encodings)
         width = max((len(encoding.ids) for encoding in encodings), default=0)
         shape = (len(encodings), width)
-        ids = torch.full(shape, self.pad, dtype=torch.int64)
-        offsets = torch.full((*shape, 2), NO_OFFSET, dtype=torch.int64)
-        attend = torch.zeros(shape, dtype=torch.bool)
-        learn = torch.zeros(shape, dtype=torch.bool)
+        # In NumPy, which takes lists several times faster than torch does.
+        ids, learn = np.full(shape, self.pad, dtype=np.int64), np.zeros(shape, dtype=np.bool_)
+        offsets = np.full((*shape, 2), NO_OFFSET, dtype=np.int64)
         for row, encoding in enumerate(encodings):
             length = len(encoding.ids)
-            ids[row, :length] = torch.tensor(encoding.ids)
-            attend[row, :length] = True
-            learn[row, :length] = torch.tensor(encoding.learn, dtype=torch.bool)
-            offsets[row, :length, 0] = torch.tensor(encoding.starts)
-            offsets[row, :length, 1] = torch.tensor(self._known_ends(encoding))
+            ids[row, :length] = encoding.ids
+            learn[row, :length] = encoding.learn
+            offsets[row, :length, 0] = encoding.starts
+            offsets[row, :length, 1] = self._known_ends(encoding)
         learn[:, :1] = False  # nothing stands before the first token that could predict it
-        rows = learn.flatten().nonzero().flatten() - 1
-        names = tuple(encoding.name for encoding in encodings)
-        return View(ids=ids, attend=attend, offsets=offsets, rows=rows, names=names)
+        lengths = np.array([len(encoding.ids) for encoding in encodings], dtype=np.int64)
+        return View(
+            ids=torch.from_numpy(ids),
+            attend=torch.from_numpy(np.arange(width) < lengths[:, None]),
+            offsets=torch.from_numpy(offsets),
+            rows=torch.from_numpy(np.flatnonzero(learn) - 1),
+            names=tuple(encoding.name for encoding in encodings),
+        )
 
     def _pack(self, encodings: Sequence[Encoding]) -> View:
         # A sample without tokens keeps its place in the count with one token of padding.
@@ -206,9 +215,12 @@ class Encoder:
 
         These are unknown characters, and special tokens that are spelt out in the text.
         """
-        starts, ends = np.array(encoding.starts), np.array(encoding.ends)
+        ids, starts, ends = (
+            np.array(numbers, dtype=np.int64)
+            for numbers in (encoding.ids, encoding.starts, encoding.ends)
+        )
         covers = ends > starts
-        silent = covers & np.isin(encoding.ids, self._silent)
+        silent = covers & self._silent[np.minimum(ids, len(self._silent) - 1)]
         if not silent.any():
             return encoding.ends
         return np.where(covers & np.isin(starts, starts[silent]), NO_OFFSET, ends).tolist()

@@ -121,7 +121,8 @@ class Batches:
             sample = next(self.source)
             more = sample.siblings > 0
             # What is privileged only a teacher may read.
-            encoding = self.student.encode(replace(sample, privileged=()))
+            ours = replace(sample, privileged=()) if sample.privileged else sample
+            encoding = self.student.encode(ours)
             self.truncated_tokens += encoding.truncated
             if encoding.rows:
                 items.append(Item(sample, encoding))

@@ -139,7 +139,9 @@ class _Pickler(pickle.Pickler):
     def reducer_override(self, obj: Any) -> Any:
         if type(obj) is not Tensor:
             return NotImplemented
-        data: Any = obj.detach().contiguous().flatten().view(torch.uint8).numpy()
+        data: Any = b""
+        if obj.numel():  # a tensor of nothing may have a stride of 0, which forbids the view
+            data = obj.detach().contiguous().flatten().view(torch.uint8).numpy()
         return _tensor, (pickle.PickleBuffer(data), obj.dtype, tuple(obj.shape))
 
 
