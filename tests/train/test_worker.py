@@ -56,7 +56,7 @@ TENSORS = {
     "int64": torch.arange(6).view(2, 3),
     "a number": torch.tensor(7),
     "nothing": torch.zeros(0, 3, dtype=torch.int32),
-    "nothing of NumPy's": torch.from_numpy(np.flatnonzero([0, 0])),
+    "nothing of NumPy's": torch.from_numpy(np.flatnonzero([0, 0]) - 1),
     "transposed": torch.randn(3, 4).T,
     "a part": torch.arange(10)[2:5],
     "not a number": torch.tensor([float("nan"), float("inf")]),
