@@ -5,9 +5,9 @@
 
 The products of `fused_loss.py` at 2,048 rows and V = 151,936, one thread, made chunk by chunk as
 our loss makes them, with nothing between the logits and their gradient. The share is of the same
-products on all rows at once, as there. Sizes take turns, three times, and the least time of each
-counts: the best that a loss can reach on this machine in the memory of two chunks of logits, if its
-products are the library's.
+products on all rows at once, as there. Sizes take turns, each beside a new measurement of that, and
+the median of three shares counts: what a loss can reach on this machine in the memory of two chunks
+of logits, if its products are the library's.
 """
 
 import argparse
@@ -15,6 +15,7 @@ import json
 import sys
 from functools import partial
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
@@ -73,7 +74,9 @@ def measure(dtype: str) -> list[dict[str, Any]]:
             "logits_bytes": 2 * chunk * VOCABULARY * size,
             "seconds": times[chunk].wall,
             "whole_seconds": whole,
-            "share_of_matmul_rate": min(whole) / min(times[chunk].wall),
+            "share_of_matmul_rate": median(
+                one / ours for one, ours in zip(whole, times[chunk].wall, strict=True)
+            ),
             "date": now(),
         }
         for chunk in CHUNKS
