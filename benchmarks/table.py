@@ -231,7 +231,8 @@ def readme_section() -> str:
 
 README_PARTS = {
     "train_step": """Whole training steps beside TRL 1.16, one CPU thread, the same random two-layer
-models and rows, 4 rows a step (`benchmarks/train_step.py`; peak is of the whole process):""",
+models and rows, 4 rows a step (`benchmarks/train_step.py`; peak is of the whole process; at
+V = 1,000 the quickest of three turns, since the machine was shared):""",
     "on_policy": """The same where the student writes what it learns from: 4 prompts of 24 tokens a
 step, answers of 40 (`benchmarks/on_policy.py`; "writing" is its share of the time):""",
     "fused_loss": """A distillation loss from hidden states and heads, forward and backward, one
