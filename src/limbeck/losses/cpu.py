@@ -23,6 +23,11 @@ TILE = 4096
 """Tokens that are summed in float32; their sums are summed in float64."""
 
 
+KEPT_BYTES = 2**21
+"""Of a row's logits of both models and their powers, which fit a core's cache. Of longer rows it is
+as quick to find the powers again."""
+
+
 class _Logits(ctypes.Structure):
     """Rows of logits as the kernel takes them."""
 
@@ -56,6 +61,7 @@ def kernel(
         "HAS_KNOWN": int(asked.knows),
         "HAS_LABELS": int(asked.of_labels is not None),
         "CENTRED": int(asked.centred),
+        "KEEPS": int(_keeps(asked, student)),
         "TILE": TILE,
         "FAR": f"{kernels.FAR}f",
     }
@@ -84,7 +90,8 @@ def _in_place(
         tokens = _Known(address(known.ids), address(known.mass), known.places)
 
     def share(first: int, last: int) -> None:
-        scratch = torch.empty(max(width if asked.centred else 0, tokens.places))
+        powers = 2 * (width + -(-width // TILE)) if _keeps(asked, work.student) else 0
+        scratch = torch.empty(max(width if asked.centred else 0, powers, tokens.places))
         library.losses_of_rows(
             *(student, teacher, tokens, address(labels)),
             *(address(of, asked.of_teacher) for of in (pulls, values)),
@@ -96,6 +103,13 @@ def _in_place(
 
     native.in_threads(share, len(logits), logits.numel())
     return asked.finish(values, known)
+
+
+def _keeps(asked: row_forms.Asked, student: Projection) -> bool:
+    """Whether powers are kept: where a row is read twice and is short enough."""
+    each = student.hidden.dtype.itemsize + torch.float32.itemsize
+    fits = 2 * student.vocabulary * each <= KEPT_BYTES
+    return asked.form is not None and not asked.centred and fits
 
 
 def _logits(logits: Tensor, made_by: Projection | Tensor) -> _Logits:

@@ -57,7 +57,7 @@ def _compiled(source: str, macros: dict[str, str | int]) -> ctypes.CDLL:
         raise CannotCompile("there is no C compiler (cc)")
     wide = ["-mprefer-vector-width=512"] if platform.machine() in ("x86_64", "AMD64") else []
     options = ["-O3", "-march=native", *wide, "-fopenmp-simd", "-fno-math-errno"]
-    options += ["-fno-trapping-math", "-shared", "-fPIC"]
+    options += ["-fno-trapping-math", "-ffp-contract=off", "-shared", "-fPIC"]
     options += [f"-D{name}={value}" for name, value in macros.items()]
     try:
         with tempfile.TemporaryDirectory(prefix="limbeck-") as folder:

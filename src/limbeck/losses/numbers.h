@@ -43,4 +43,14 @@ INLINE void store(void *to, Type type, int64_t i, float value) {
     ((float *)to)[i] = value;
 }
 
+/* a b + c, rounded once where the processor can. Elsewhere nothing is contracted to it: x y - x y
+   would not be 0 then. */
+INLINE float times_plus(float a, float b, float c) {
+#if defined(__FMA__) || defined(__FP_FAST_FMAF) || defined(__ARM_FEATURE_FMA)
+    return __builtin_fmaf(a, b, c);
+#else
+    return a * b + c;
+#endif
+}
+
 INLINE int64_t bytes_of(Type type) { return type == float32 ? 4 : 2; }

@@ -7,6 +7,7 @@
 
    HAS_FORM, HAS_KNOWN, HAS_LABELS   a teacher's logits, or a few of its tokens; labels
    CENTRED                           whether <q, a> has to be found
+   KEEPS                             whether a row's powers of 2 are kept for its second reading
    STUDENT, STUDENT_SCALED, STUDENT_CAPPED, and of TEACHER: the type of logits, and what they need
    TILE                              tokens that are summed in float32; their sums are in float64
    FAR                               log-ratio beyond which a power would overflow
@@ -38,6 +39,10 @@ typedef struct { /* of a row: its highest logit, and log2 sum 2^((z - top) cool)
     float top, rest;
 } Normalizer;
 
+typedef struct { /* of each token 2^((z - top) cool), where each tile of them has its own top */
+    float *of_tokens, *tops;
+} Powers;
+
 /* ---- powers and logarithms ---- */
 
 /* 2^x for x <= 127, and 0 below 2^-126; exactly 1 at 0. A polynomial fitted to 2^f for
@@ -46,12 +51,12 @@ INLINE float power_of_2(float x) {
     float whole = x + 12582912.0f;
     float f = x - (whole - 12582912.0f);
     float r = 0.00015353362f;
-    r = r * f + 0.0013398875f;
-    r = r * f + 0.009618437f;
-    r = r * f + 0.055503324f;
-    r = r * f + 0.24022648f;
-    r = r * f + 0.69314718f;
-    r = r * f + 1.0f;
+    r = times_plus(r, f, 0.0013398875f);
+    r = times_plus(r, f, 0.009618437f);
+    r = times_plus(r, f, 0.055503324f);
+    r = times_plus(r, f, 0.24022648f);
+    r = times_plus(r, f, 0.69314718f);
+    r = times_plus(r, f, 1.0f);
     float power = as_float((int32_t)((uint32_t)as_bits(r) + ((uint32_t)as_bits(whole) << 23)));
     return x < -126.0f ? 0.0f : power;
 }
@@ -64,15 +69,15 @@ INLINE float natural_log(float x) {
     int32_t from_root = as_bits(x) - 0x3f3504f3;
     float f = as_float((from_root & 0x007fffff) + 0x3f3504f3) - 1.0f;
     float r = -0.076345044f;
-    r = r * f + 0.12761582f;
-    r = r * f - 0.13160183f;
-    r = r * f + 0.14201757f;
-    r = r * f - 0.16623357f;
-    r = r * f + 0.20001227f;
-    r = r * f - 0.25000820f;
-    r = r * f + 0.33333331f;
-    r = (r * f - 0.5f) * (f * f) + f;
-    return x > 0.0f ? r + (float)(from_root >> 23) * LN_2 : -INFINITY;
+    r = times_plus(r, f, 0.12761582f);
+    r = times_plus(r, f, -0.13160183f);
+    r = times_plus(r, f, 0.14201757f);
+    r = times_plus(r, f, -0.16623357f);
+    r = times_plus(r, f, 0.20001227f);
+    r = times_plus(r, f, -0.25000820f);
+    r = times_plus(r, f, 0.33333331f);
+    r = times_plus(times_plus(r, f, -0.5f), f * f, f);
+    return x > 0.0f ? times_plus((float)(from_root >> 23), LN_2, r) : -INFINITY;
 }
 
 /* ---- forms: (p, q, log q - log p, share) -> phi and q a ---- */
@@ -143,7 +148,7 @@ INLINE float shaped(const void *row, Kind kind, Logits of, int64_t i) {
 
 /* In base 2; `cool` is log2(e) / T. The highest logit is taken away first, which rounds least. */
 INLINE float log_probability(float z, float cool, Normalizer of) {
-    return (z - of.top) * cool - of.rest;
+    return times_plus(z - of.top, cool, -of.rest);
 }
 
 /* Lane by lane, since NaN keeps some compilers from doing so by themselves. */
@@ -164,7 +169,9 @@ INLINE float highest_of(const void *row, Kind kind, Logits of, int64_t first, in
     return top;
 }
 
-INLINE Normalizer normalizer(const void *row, Kind kind, Logits of, int64_t count, float cool) {
+/* `kept` may have no room, and then keeps nothing. */
+INLINE Normalizer normalizer(
+    const void *row, Kind kind, Logits of, int64_t count, float cool, Powers kept) {
     float top = -INFINITY;
     double total = 0.0;
     for (int64_t first = 0; first < count; first += TILE) {
@@ -174,9 +181,13 @@ INLINE Normalizer normalizer(const void *row, Kind kind, Logits of, int64_t coun
             total *= exp2(((double)top - highest) * cool);
             top = highest;
         }
+        if (kept.tops) kept.tops[first / TILE] = top;
 #pragma omp simd reduction(+ : sum)
-        for (int64_t i = first; i < last; i++)
-            sum += power_of_2((shaped(row, kind, of, i) - top) * cool);
+        for (int64_t i = first; i < last; i++) {
+            float power = power_of_2((shaped(row, kind, of, i) - top) * cool);
+            if (kept.of_tokens) kept.of_tokens[i] = power;
+            sum += power;
+        }
         total += sum;
     }
     return (Normalizer){top, (float)log2(total)};
@@ -193,38 +204,57 @@ typedef struct {
     const void *teacher;
     float cool, share;
     Normalizer mine, theirs, whole; /* of the student over T, of the teacher, of the student */
+    Powers my_powers, their_powers;
     float pull, label_pull, centre, total;
+    int alike; /* labels are read at the same temperature, of the same tokens */
     float *scratch; /* q a of each token, or the logits of known ones */
 } Row;
+
+typedef struct { /* the student's probability of a token and the teacher's, and their log2 */
+    float logq, q, logp, p;
+} Token;
 
 INLINE float logit(const Row *row, int64_t i) {
     return shaped(row->student, MINE, row->of, i);
 }
 
-INLINE Pair form_at(const Row *row, int64_t i, float logq, float q) {
-    float z = shaped(row->teacher, THEIRS, row->of_teacher, i);
-    float logp = log_probability(z, row->cool, row->theirs);
-    return FORM(power_of_2(logp), q, (logq - logp) * LN_2, row->share);
+/* `z` is the student's logit; the teacher is only read where the two are `compared`. */
+INLINE Token logs_at(const Row *row, int64_t i, float z, int compared) {
+    Token token = {.logq = log_probability(z, row->cool, row->mine)};
+    if (HAS_FORM && compared) {
+        float theirs = shaped(row->teacher, THEIRS, row->of_teacher, i);
+        token.logp = log_probability(theirs, row->cool, row->theirs);
+    }
+    return token;
+}
+
+INLINE Token token_at(const Row *row, int64_t i, float z, int compared) {
+    Token token = logs_at(row, i, z, compared);
+    token.q = power_of_2(token.logq);
+    if (HAS_FORM && compared) token.p = power_of_2(token.logp);
+    return token;
+}
+
+INLINE Pair form_of(const Row *row, Token token) {
+    return FORM(token.p, token.q, (token.logq - token.logp) * LN_2, row->share);
 }
 
 /* The gradient at a token but for what only its id says; `value` is added to where it is new. */
-INLINE float gradient_at(const Row *row, int64_t i, float z, int compared, float *value) {
-    float gradient = 0.0f;
+INLINE float gradient_at(
+    const Row *row, int64_t i, float z, Token token, int compared, int alike, float *value) {
+    float gradient = 0.0f, q = token.q;
     if (HAS_FORM && compared) {
-        float logq = log_probability(z, row->cool, row->mine), q = power_of_2(logq);
         if (CENTRED) {
             gradient = row->pull * (row->scratch[i] - q * row->centre);
         } else {
-            Pair pair = form_at(row, i, logq, q);
+            Pair pair = form_of(row, token);
             *value += pair.value;
             gradient = row->pull * pair.pulled;
         }
     }
-    if (HAS_KNOWN)
-        gradient +=
-            row->pull * row->total * power_of_2(log_probability(z, row->cool, row->mine));
-    if (HAS_LABELS)
-        gradient += row->label_pull * power_of_2(log_probability(z, LOG2_E, row->whole));
+    if (HAS_KNOWN) gradient += row->pull * row->total * q;
+    if (HAS_LABELS && !alike) q = power_of_2(log_probability(z, LOG2_E, row->whole));
+    if (HAS_LABELS) gradient += row->label_pull * q;
     return gradient;
 }
 
@@ -236,15 +266,30 @@ INLINE void put(const Row *row, int64_t i, float z, float gradient) {
 }
 
 /* All tokens' gradients from `first` to `last`; their values' sum. */
-INLINE double finish(const Row *row, int64_t first, int64_t last, int compared) {
+INLINE double finish(const Row *row, int64_t first, int64_t last, int compared, int alike) {
     double value = 0.0;
     for (; first < last; first += TILE) {
         int64_t end = first + TILE < last ? first + TILE : last;
-        float sum = 0.0f;
+        float sum = 0.0f, my_scale = 0.0f, their_scale = 0.0f;
+        int kept = KEEPS && compared;
+        if (kept) {
+            float mine = row->my_powers.tops[first / TILE];
+            float theirs = row->their_powers.tops[first / TILE];
+            my_scale = power_of_2(log_probability(mine, row->cool, row->mine));
+            their_scale = power_of_2(log_probability(theirs, row->cool, row->theirs));
+        }
 #pragma omp simd reduction(+ : sum)
         for (int64_t i = first; i < end; i++) {
             float z = logit(row, i), added = 0.0f;
-            put(row, i, z, gradient_at(row, i, z, compared, &added));
+            Token token;
+            if (kept) {
+                token = logs_at(row, i, z, compared);
+                token.q = row->my_powers.of_tokens[i] * my_scale;
+                token.p = row->their_powers.of_tokens[i] * their_scale;
+            } else {
+                token = token_at(row, i, z, compared && !CENTRED);
+            }
+            put(row, i, z, gradient_at(row, i, z, token, compared, alike, &added));
             sum += added;
         }
         value += sum;
@@ -260,8 +305,7 @@ INLINE double centre(Row *row, int64_t width) {
         float sum = 0.0f, pulled = 0.0f;
 #pragma omp simd reduction(+ : sum, pulled)
         for (int64_t i = first; i < last; i++) {
-            float logq = log_probability(logit(row, i), row->cool, row->mine);
-            Pair pair = form_at(row, i, logq, power_of_2(logq));
+            Pair pair = form_of(row, token_at(row, i, logit(row, i), 1));
             row->scratch[i] = pair.pulled;
             pulled += pair.pulled;
             sum += pair.value;
@@ -301,15 +345,17 @@ INLINE void put_known(
     for (int64_t k = 0; k < places; k++) {
         if (!is_known(ids[k], mass[k], vocabulary)) continue;
         float z = row->scratch[k];
-        float gradient = gradient_at(row, ids[k], z, 1, &unused) - row->pull * mass[k];
+        Token token = token_at(row, ids[k], z, 1);
+        float gradient = gradient_at(row, ids[k], z, token, 1, row->alike, &unused);
+        gradient -= row->pull * mass[k];
         put(row, ids[k], z, ids[k] == label ? gradient - row->label_pull : gradient);
     }
 }
 
 /* All losses of rows `first_row` to `last_row`, whose gradient takes the place of the student's
    logits; `width` of its `vocabulary` tokens are compared. `cool` is 1 / T, `slope` what gradients
-   are multiplied by besides. `scratch` has room for `width` numbers if CENTRED, and for the places
-   of a row. */
+   are multiplied by besides. `scratch` has room for `width` numbers if CENTRED, for 2 (width + tiles) if
+   KEEPS, and for the places of a row. */
 void losses_of_rows(
     Logits student, Logits teacher, Known known, const int64_t *labels, const float *pulls,
     float *values, const float *label_pulls, float *label_values, float *scratch, int64_t first_row,
@@ -318,6 +364,11 @@ void losses_of_rows(
         Row row = {.of = student, .of_teacher = teacher, .cool = cool * LOG2_E, .share = share};
         row.student = (void *)row_of(student, MINE, r);
         row.scratch = scratch;
+        if (KEEPS) {
+            int64_t tiles = (width + TILE - 1) / TILE;
+            row.my_powers = (Powers){scratch, scratch + 2 * width};
+            row.their_powers = (Powers){scratch + width, scratch + 2 * width + tiles};
+        }
         const int64_t *ids = known.ids + r * known.places;
         const float *mass = known.mass + r * known.places;
         int64_t label = -1;
@@ -325,13 +376,13 @@ void losses_of_rows(
         double value = 0.0;
         if (HAS_FORM || HAS_KNOWN) {
             row.pull = pulls[r] * slope;
-            row.mine = normalizer(row.student, MINE, student, width, row.cool);
+            row.mine = normalizer(row.student, MINE, student, width, row.cool, row.my_powers);
         }
         if (HAS_LABELS) {
-            int alike = (HAS_FORM || HAS_KNOWN) && cool == 1.0f && width == vocabulary;
-            row.whole = alike
+            row.alike = (HAS_FORM || HAS_KNOWN) && cool == 1.0f && width == vocabulary;
+            row.whole = row.alike
                 ? row.mine
-                : normalizer(row.student, MINE, student, vocabulary, LOG2_E);
+                : normalizer(row.student, MINE, student, vocabulary, LOG2_E, (Powers){0});
             label = labels[r] < vocabulary ? labels[r] : -1;
             label_values[r] = labels[r] < vocabulary ? 0.0f : NAN; /* for the definition to say */
         }
@@ -343,12 +394,19 @@ void losses_of_rows(
         if (HAS_KNOWN) value = cross_entropy(&row, ids, mass, known.places, vocabulary);
         if (HAS_FORM) {
             row.teacher = row_of(teacher, THEIRS, r);
-            row.theirs = normalizer(row.teacher, THEIRS, teacher, width, row.cool);
+            row.theirs =
+                normalizer(row.teacher, THEIRS, teacher, width, row.cool, row.their_powers);
             if (CENTRED) value = centre(&row, width);
         }
-        if (label >= 0)
-            at_label = gradient_at(&row, label, chosen, label < width, &unused) - row.label_pull;
-        value += finish(&row, 0, width, 1) + finish(&row, width, vocabulary, 0);
+        if (label >= 0) {
+            Token token = token_at(&row, label, chosen, label < width);
+            at_label = gradient_at(&row, label, chosen, token, label < width, row.alike, &unused);
+            at_label -= row.label_pull;
+        }
+        if (row.alike) /* told apart here, so that each loop is compiled for its case */
+            value += finish(&row, 0, width, 1, 1);
+        else
+            value += finish(&row, 0, width, 1, 0) + finish(&row, width, vocabulary, 0, 0);
         if (label >= 0) put(&row, label, chosen, at_label);
         if (HAS_KNOWN) put_known(&row, ids, mass, known.places, vocabulary, label);
         if (HAS_FORM || HAS_KNOWN) values[r] = (float)value;
