@@ -1,6 +1,6 @@
 """Whole training steps, TRL's trainers and limbeck's: steps a second and peak memory.
 
-    python benchmarks/train_step.py                 # everything; about twenty minutes
+    python benchmarks/train_step.py                 # everything; about twenty-five minutes
     python benchmarks/train_step.py --quick         # a few steps of V = 1,000, nothing written
     python benchmarks/train_step.py --vocabulary 1000 --trainer trl-gkd --trainer limbeck --update
 

@@ -78,11 +78,15 @@ def _notes(kept: Path, mesh: Mesh) -> Iterator[Path]:
     Only the first process's notes are kept, and all begin with those: to look at a split model
     takes all processes, so none may know what another has to look for.
     """
-    with tempfile.TemporaryDirectory() as copy:
-        if not mesh.main and kept.is_dir():
-            shutil.copytree(kept, copy, dirs_exist_ok=True)
+    if mesh.main:
         mesh.barrier()  # nothing new before all have the old
-        yield kept if mesh.main else Path(copy)
+        yield kept
+        return
+    with tempfile.TemporaryDirectory() as copy:
+        if kept.is_dir():
+            shutil.copytree(kept, copy, dirs_exist_ok=True)
+        mesh.barrier()
+        yield Path(copy)
 
 
 def _ready(term: Term, scene: Scene) -> Term:
