@@ -1,13 +1,13 @@
 """What it costs to hold few logits: limbeck's chunks of rows with losses that cost nothing.
 
-    python benchmarks/chunk_rate.py                      # float32 and bfloat16; about ten minutes
+    python benchmarks/chunk_rate.py                      # float32 and bfloat16; about five minutes
     python benchmarks/chunk_rate.py --dtype float32
 
 The products of `fused_loss.py` at 2,048 rows and V = 151,936, one thread, made chunk by chunk as
 our loss makes them, with nothing between the logits and their gradient. The share is of the same
 products on all rows at once, as there. Sizes take turns, each beside a new measurement of that, and
-the median of three shares counts: what a loss can reach on this machine in the memory of two chunks
-of logits, if its products are the library's.
+the median of three shares counts. It tells what of a loss's time is not the loss. It is no bound:
+sizes that take turns find colder memory than a loss that is called again and again.
 """
 
 import argparse
