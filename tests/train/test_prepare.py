@@ -22,10 +22,11 @@ from limbeck.train.worker import WorkerDied
 CPU = torch.device("cpu")
 
 
-@pytest.fixture(params=["process", "thread"])
+@pytest.fixture(params=["process", "thread", "loop"])
 def way(request, monkeypatch):
-    """Where steps are made."""
+    """Where steps are made; in the loop itself where there is one core."""
     monkeypatch.setattr(prepare, "can_work_beside", lambda: request.param == "process")
+    monkeypatch.setattr(prepare, "cores", lambda: 1 if request.param == "loop" else 2)
     return request.param
 
 
@@ -36,7 +37,7 @@ def parts(make_recipe):
     student = load_student(recipe.student, recipe.teachers, CPU, 0)
     teacher = load_teacher(recipe.teachers["big"], CPU, student.encoder.max_length)
 
-    def make(reader=teacher, ahead=True, terms=None, rank=0):
+    def make(reader=teacher, ahead=True, terms=None, rank=0, pin=False):
         source = recipe.source.open(0)
         source.ahead = ahead
         batches = Batches(source, student, 200, 0)
@@ -49,7 +50,7 @@ def parts(make_recipe):
             rank=rank,
             processes=1,
             accumulate=2,
-            pin=False,
+            pin=pin,
         )
 
     return make
@@ -71,7 +72,8 @@ def test_made_ahead_they_are_the_same_steps(way, parts):
             ] == items
         assert ahead.truncated_tokens == batches.truncated_tokens
         assert ahead.dropped_samples == batches.dropped_samples
-    assert (ahead._worker is None) == (way == "thread")
+    assert (ahead._worker is not None) == (way == "process")
+    assert (ahead._waiting is not None) == (way == "thread")
     # What the other process has drawn is not drawn here.
     assert (ahead.batches.window == 0) == (way == "process")
 
@@ -114,6 +116,18 @@ def test_nothing_is_drawn_ahead_where_it_depends_on_the_student(way, parts):
     assert preparation._waiting is preparation._worker is None
 
 
+@pytest.mark.parametrize("why", ["a GPU computes meanwhile", "a teacher's server does"])
+def test_one_core_makes_them_ahead_where_it_would_wait(why, parts, monkeypatch):
+    monkeypatch.setattr(prepare, "cores", lambda: 1)
+    monkeypatch.setattr(prepare, "can_work_beside", lambda: False)
+    monkeypatch.setattr(prepare, "_pinned", lambda made: made)
+    pin = why == "a GPU computes meanwhile"
+    monkeypatch.setattr(prepare, "_movable", lambda *_: pin)
+    preparation = parts(pin=pin)
+    preparation.next(more=True)
+    assert preparation._waiting is not None
+
+
 def test_an_error_is_raised_where_the_step_is_taken(way, parts, monkeypatch):
     preparation = parts()
     preparation.next(more=False)
@@ -153,8 +167,7 @@ def test_a_thread_that_waits_for_the_process_is_let_go(parts, monkeypatch, caplo
     """With a GPU a thread takes what the process made, and may be at it when all ends."""
     monkeypatch.setattr(prepare, "can_work_beside", lambda: True)
     monkeypatch.setattr(prepare, "_pinned", lambda made: made)
-    preparation = parts()
-    preparation.pin = True
+    preparation = parts(pin=True)
     preparation.next(more=True)
     preparation.next(more=True)
     preparation._waiting.result()

@@ -10,6 +10,7 @@ from torch.profiler import record_function
 
 from limbeck.recipe.run import run
 from limbeck.train.loop import Step
+from limbeck.train.phases import phase
 from limbeck.train.profile import OPERATORS, PHASES, Profile, time_table
 
 
@@ -154,3 +155,23 @@ def test_on_a_device_operators_are_told_by_the_time_of_their_kernels():
     assert rows(table, "operator") == {"`a`": (0.5, 1.0)}
     assert "waits for the device" in table
     assert "alone, on the device" in table
+
+
+def test_a_phase_is_a_range_only_while_somebody_traces():
+    made = []
+
+    @phase("limbeck.made")
+    def make(value):
+        made.append(torch.autograd.profiler._is_profiler_enabled)
+        with phase("limbeck.inside"):
+            return value
+
+    assert make(1) == 1
+    with torch.profiler.profile() as traced:
+        assert make(2) == 2
+        with pytest.raises(ZeroDivisionError), phase("limbeck.broken"):
+            raise ZeroDivisionError
+    assert make(3) == 3
+    assert made == [False, True, False]
+    names = [event.name for event in traced.events() if event.name.startswith("limbeck")]
+    assert sorted(names) == ["limbeck.broken", "limbeck.inside", "limbeck.made"]

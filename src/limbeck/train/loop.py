@@ -15,7 +15,6 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.profiler import record_function
 
 from limbeck.core.errors import DivergedError
 from limbeck.core.protocols import Carried, Reader
@@ -27,6 +26,7 @@ from limbeck.train.batches import Batches
 from limbeck.train.loss import fits_chunks, loss_of, rowwise
 from limbeck.train.mesh import Mesh
 from limbeck.train.optim import LossScale, gradient_norm
+from limbeck.train.phases import phase
 from limbeck.train.prepare import MicroBatch, Preparation
 
 PROJECTION: Needs = frozenset({"projection"})
@@ -175,7 +175,7 @@ class Trainer:
         finally:
             self.preparation.close()
 
-    @record_function("limbeck.step")
+    @phase("limbeck.step")
     def step(self) -> dict[str, float]:
         """One optimizer step; returns its figures."""
         began = time.perf_counter()
@@ -204,7 +204,7 @@ class Trainer:
         losses = mesh.sum(sums) / counts
         loss = float((losses * weights).sum())
         rate = self.rate(state.step)
-        with record_function("limbeck.update"):
+        with phase("limbeck.update"):
             norm = self.update(loss, rate)
         if self.balance == "uncertainty":
             state.balance = by_uncertainty(state.balance, losses.tolist())
@@ -230,18 +230,18 @@ class Trainer:
         """One forward pass of every participant, one backward pass; returns each term's sum."""
         device, view = self.mesh.device, micro.views[None]
         pairings = [pairing.to(device) for pairing in micro.pairings]
-        with record_function("limbeck.teacher"):
+        with phase("limbeck.teacher"):
             heard = {name: self.listen(name, micro).to(device) for name in self.heard_names}
 
         def use(said: Signals) -> tuple[Tensor, Tensor]:
             return loss_of(said, terms, pairings, factors, heard, self.logits)
 
-        with record_function("limbeck.student"):
+        with phase("limbeck.student"):
             if self.at_head:
                 total, sums = self.student.at_head(view, self.asks, use)
             else:
                 total, sums = use(self.student.read(view, self.asks))
-        with record_function("limbeck.backward"):
+        with phase("limbeck.backward"):
             # DDP and FSDP average gradients over ranks; the sum over ranks is what is wanted.
             (total * (self.mesh.size * self.state.scale.value)).backward()
         return sums
@@ -297,7 +297,8 @@ class Trainer:
             state.bad_in_a_row += 1
         if state.scale.update(finite):
             state.bad_in_a_row = 0  # an fp16 overflow that a smaller scale will cure
-        self.optimizer.zero_grad(set_to_none=True)
+        for parameter in self.parameters:
+            parameter.grad = None
         return norm
 
 

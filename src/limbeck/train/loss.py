@@ -11,13 +11,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.profiler import record_function
 
 from limbeck.core.term import Term
 from limbeck.core.types import Needs, Pairing, Signals, Spans
 from limbeck.losses.chunks import RowTerm
 from limbeck.losses.fused import sum_over_rows
 from limbeck.losses.projection import Projection
+from limbeck.train.phases import phase
 
 IN_A_CHUNK: Needs = frozenset({"logits", "sparse", "chosen"})
 """Signals of which any few rows can be had alone."""
@@ -42,7 +42,7 @@ def fits_chunks(terms: Sequence[Term]) -> bool:
     return all(rowwise(t.objective) or "logits" not in t.objective.asks for t in terms)
 
 
-@record_function("limbeck.loss")
+@phase("limbeck.loss")
 def loss_of(
     student: Signals,
     terms: Sequence[Term],

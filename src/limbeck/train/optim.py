@@ -67,6 +67,8 @@ def gradient_norm(parameters: Sequence[nn.Parameter]) -> Tensor:
         norms.append(norm.full_tensor() if isinstance(norm, DTensor) else norm)
     if plain:
         norms.append(torch.nn.utils.get_total_norm(plain))
+    if len(norms) == 1:
+        return norms[0].float()
     return torch.linalg.vector_norm(torch.stack([norm.float() for norm in norms]))
 
 

@@ -1,4 +1,4 @@
-"""What a step needs before any model runs, made ahead in another process, or else in a thread.
+"""What a step needs before any model runs, made ahead in another process or in a thread.
 
 Tokenizing, padding, pairing rows and reading a cached teacher take no part of the model's time
 then. What draws from the source is ahead of the loop, so its place in the stream comes with each
@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.profiler import record_function
 
 from limbeck.align.spans import alone, pair
 from limbeck.core.protocols import Reader, Source
@@ -22,8 +21,9 @@ from limbeck.core.term import Term
 from limbeck.core.types import Needs, Pairing, Sample, Signals, View
 from limbeck.losses.projection import Projection
 from limbeck.train.batches import Batches, Item
+from limbeck.train.phases import phase
 from limbeck.train.rows import of_channel, usable, without_first, without_idle, without_pair
-from limbeck.train.worker import Worker, WorkerDied, can_work_beside
+from limbeck.train.worker import Worker, WorkerDied, can_work_beside, cores
 
 log = logging.getLogger(__name__)
 
@@ -69,8 +69,9 @@ class Prepared:
 class Preparation:
     """Makes each step's micro-batches.
 
-    They are made ahead where the source allows it: in a process beside this one, unless something
-    that they need is bound to this one.
+    They are made ahead where the source allows it: in a process beside this one, or in a thread if
+    something that they need is bound to this one. On one core that has nothing to wait for they are
+    made when they are due: a thread would only take turns with the loop.
 
     Args:
         student: tokenizes for itself, and for teachers with the same tokenizer.
@@ -108,7 +109,10 @@ class Preparation:
         self.mine = slice(rank * accumulate, (rank + 1) * accumulate)
         self.thread = ThreadPoolExecutor(1, thread_name_prefix="prepare")
         self.unaligned = {term.label: 0 for term in terms}
-        self.apart = can_work_beside() and _movable(batches.source, readers.values())
+        movable = _movable(batches.source, readers.values())
+        self.apart = can_work_beside() and movable
+        waits = pin or not movable or cores() > 1
+        self.threaded = batches.source.ahead and waits
         self._start()
 
     def _start(self) -> None:
@@ -119,7 +123,7 @@ class Preparation:
         self.truncated_tokens = self.batches.truncated_tokens
         self.dropped_samples = self.batches.dropped_samples
 
-    @record_function("limbeck.prepare")
+    @phase("limbeck.prepare")
     def next(self, *, more: bool) -> list[MicroBatch]:
         """The next step's micro-batches; `more` says that another step will follow."""
         if more and self.apart and self._worker is None:
@@ -129,7 +133,7 @@ class Preparation:
         self.truncated_tokens = made.truncated_tokens
         self.dropped_samples = made.dropped_samples
         # Of what another process has made, a thread need only spare the loop the pinning.
-        if more and self.batches.source.ahead and (self._worker is None or self.pin):
+        if more and self.threaded and (self._worker is None or self.pin):
             self._waiting = self.thread.submit(self._take)
         for micro in made.micros:
             self._count(micro.unaligned)

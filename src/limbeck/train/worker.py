@@ -25,11 +25,18 @@ import torch
 from torch import Tensor
 
 
+def cores() -> int:
+    """How many this process may use."""
+    if sys.platform == "linux":
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def can_work_beside() -> bool:
     """Whether a process can be forked here, and has a core to work on."""
     if sys.platform != "linux" or multiprocessing.current_process().daemon:  # it may have none
         return False
-    return len(os.sched_getaffinity(0)) > 1
+    return cores() > 1
 
 
 class WorkerDied(Exception):
