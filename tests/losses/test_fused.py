@@ -373,7 +373,7 @@ def test_no_tensor_of_all_logits_is_made():
 
     with Largest() as seen:
         fused_linear_divergence(*tensors, chunk=64).backward()
-    assert seen.elements <= 64 * v
+    assert seen.elements <= 64 * (v + 32)  # a row's padding
     with Largest() as seen:
         fused_linear_divergence(*tensors, implementation="naive").backward()
     assert seen.elements == n * v  # the measure does see them

@@ -29,6 +29,10 @@ PROJECTED_COLUMNS = 1024
 ALIGNED_COLUMNS = 64
 """Rows of a GPU's buffers are padded to a multiple of this."""
 
+LINE_BYTES = 64
+"""Rows of a CPU's buffers take an odd number of these: columns of a row's length that is a round
+number would share a few sets of the cache."""
+
 STRIPE_ELEMENTS = 2**22
 """Entries of a head's gradient that are added at a time, where products are not in float32."""
 
@@ -435,10 +439,11 @@ def _bend(shaped: Tensor, of: Projection) -> Tensor | float | None:
 
 
 def _buffer(rows: int, columns: int, like: Tensor) -> Tensor:
-    """Room for logits; on a GPU each row begins where products and wide loads want it."""
-    if like.device.type == "cpu":
-        return zeros((rows, columns), like.dtype, like.device)
-    return like.new_empty(rows, columns + -columns % ALIGNED_COLUMNS)
+    """Room for logits; each row begins where products and wide loads want it."""
+    if like.device.type != "cpu":
+        return like.new_empty(rows, columns + -columns % ALIGNED_COLUMNS)
+    lines = -(-columns * like.dtype.itemsize // LINE_BYTES) | 1
+    return zeros((rows, lines * LINE_BYTES // like.dtype.itemsize), like.dtype, like.device)
 
 
 def _add_outer(total: Tensor, gradient: Tensor, hidden: Tensor) -> None:

@@ -24,8 +24,8 @@ TILE = 4096
 
 
 KEPT_BYTES = 2**21
-"""Of a row's logits of both models and their powers, which fit a core's cache. Of longer rows it is
-as quick to find the powers again."""
+"""Of a row's logits of both models and what is kept of them, which fit a core's cache. Of longer
+rows it is as quick to find the powers again."""
 
 
 class _Logits(ctypes.Structure):
@@ -91,7 +91,7 @@ def _in_place(
 
     def share(first: int, last: int) -> None:
         powers = 2 * (width + -(-width // TILE)) if _keeps(asked, work.student) else 0
-        scratch = torch.empty(max(width if asked.centred else 0, powers, tokens.places))
+        scratch = torch.empty(max(powers + (width if asked.centred else 0), tokens.places))
         library.losses_of_rows(
             *(student, teacher, tokens, address(labels)),
             *(address(of, asked.of_teacher) for of in (pulls, values)),
@@ -106,10 +106,11 @@ def _in_place(
 
 
 def _keeps(asked: row_forms.Asked, student: Projection) -> bool:
-    """Whether powers are kept: where a row is read twice and is short enough."""
-    each = student.hidden.dtype.itemsize + torch.float32.itemsize
-    fits = 2 * student.vocabulary * each <= KEPT_BYTES
-    return asked.form is not None and not asked.centred and fits
+    """Whether powers are kept: where a row is read again and is short enough."""
+    each = 2 * (student.hidden.dtype.itemsize + torch.float32.itemsize)
+    if asked.centred:
+        each += torch.float32.itemsize
+    return asked.form is not None and student.vocabulary * each <= KEPT_BYTES
 
 
 def _logits(logits: Tensor, made_by: Projection | Tensor) -> _Logits:

@@ -235,6 +235,26 @@ INLINE Token token_at(const Row *row, int64_t i, float z, int compared) {
     return token;
 }
 
+typedef struct { /* what a tile's kept powers are multiplied by */
+    float mine, theirs;
+} Scales;
+
+INLINE Scales scales_of(const Row *row, int64_t first) {
+    float mine = row->my_powers.tops[first / TILE], theirs = row->their_powers.tops[first / TILE];
+    return (Scales){
+        power_of_2(log_probability(mine, row->cool, row->mine)),
+        power_of_2(log_probability(theirs, row->cool, row->theirs)),
+    };
+}
+
+/* The same as `token_at` from powers that were kept. */
+INLINE Token kept_at(const Row *row, int64_t i, float z, Scales scales) {
+    Token token = logs_at(row, i, z, 1);
+    token.q = row->my_powers.of_tokens[i] * scales.mine;
+    token.p = row->their_powers.of_tokens[i] * scales.theirs;
+    return token;
+}
+
 INLINE Pair form_of(const Row *row, Token token) {
     return FORM(token.p, token.q, (token.logq - token.logp) * LN_2, row->share);
 }
@@ -270,25 +290,15 @@ INLINE double finish(const Row *row, int64_t first, int64_t last, int compared, 
     double value = 0.0;
     for (; first < last; first += TILE) {
         int64_t end = first + TILE < last ? first + TILE : last;
-        float sum = 0.0f, my_scale = 0.0f, their_scale = 0.0f;
+        float sum = 0.0f;
         int kept = KEEPS && compared;
-        if (kept) {
-            float mine = row->my_powers.tops[first / TILE];
-            float theirs = row->their_powers.tops[first / TILE];
-            my_scale = power_of_2(log_probability(mine, row->cool, row->mine));
-            their_scale = power_of_2(log_probability(theirs, row->cool, row->theirs));
-        }
+        Scales scales = {0};
+        if (kept) scales = scales_of(row, first);
 #pragma omp simd reduction(+ : sum)
         for (int64_t i = first; i < end; i++) {
             float z = logit(row, i), added = 0.0f;
-            Token token;
-            if (kept) {
-                token = logs_at(row, i, z, compared);
-                token.q = row->my_powers.of_tokens[i] * my_scale;
-                token.p = row->their_powers.of_tokens[i] * their_scale;
-            } else {
-                token = token_at(row, i, z, compared && !CENTRED);
-            }
+            Token token = kept ? kept_at(row, i, z, scales)
+                               : token_at(row, i, z, compared && !CENTRED);
             put(row, i, z, gradient_at(row, i, z, token, compared, alike, &added));
             sum += added;
         }
@@ -303,9 +313,12 @@ INLINE double centre(Row *row, int64_t width) {
     for (int64_t first = 0; first < width; first += TILE) {
         int64_t last = first + TILE < width ? first + TILE : width;
         float sum = 0.0f, pulled = 0.0f;
+        Scales scales = {0};
+        if (KEEPS) scales = scales_of(row, first);
 #pragma omp simd reduction(+ : sum, pulled)
         for (int64_t i = first; i < last; i++) {
-            Pair pair = form_of(row, token_at(row, i, logit(row, i), 1));
+            float z = logit(row, i);
+            Pair pair = form_of(row, KEEPS ? kept_at(row, i, z, scales) : token_at(row, i, z, 1));
             row->scratch[i] = pair.pulled;
             pulled += pair.pulled;
             sum += pair.value;
@@ -354,8 +367,8 @@ INLINE void put_known(
 
 /* All losses of rows `first_row` to `last_row`, whose gradient takes the place of the student's
    logits; `width` of its `vocabulary` tokens are compared. `cool` is 1 / T, `slope` what gradients
-   are multiplied by besides. `scratch` has room for `width` numbers if CENTRED, for 2 (width + tiles) if
-   KEEPS, and for the places of a row. */
+   are multiplied by besides. `scratch` has room for `width` numbers if CENTRED and behind them for
+   2 (width + tiles) if KEEPS, or for the places of a row. */
 void losses_of_rows(
     Logits student, Logits teacher, Known known, const int64_t *labels, const float *pulls,
     float *values, const float *label_pulls, float *label_values, float *scratch, int64_t first_row,
@@ -365,9 +378,9 @@ void losses_of_rows(
         row.student = (void *)row_of(student, MINE, r);
         row.scratch = scratch;
         if (KEEPS) {
-            int64_t tiles = (width + TILE - 1) / TILE;
-            row.my_powers = (Powers){scratch, scratch + 2 * width};
-            row.their_powers = (Powers){scratch + width, scratch + 2 * width + tiles};
+            float *kept = scratch + (CENTRED ? width : 0), *tops = kept + 2 * width;
+            row.my_powers = (Powers){kept, tops};
+            row.their_powers = (Powers){kept + width, tops + (width + TILE - 1) / TILE};
         }
         const int64_t *ids = known.ids + r * known.places;
         const float *mass = known.mass + r * known.places;
