@@ -123,9 +123,11 @@ def run(
 
     document, resolved = _resolve(recipe, settings, out / ".data" if demo else None)
     if demo:
+        from limbeck.recipe.cache import make_caches
         from limbeck.recipe.generate import generate as make_rows
 
         make_rows(document)
+        make_caches(resolved, document)
     report = run_recipe(resolved, out, resume, document)
     _show(report.to_markdown(), out)
 
@@ -139,7 +141,14 @@ def cache(recipe: RecipePath, settings: Settings = None, debug: Debug = False) -
     from limbeck.recipe.cache import make_caches
 
     document, resolved = _resolve(recipe, settings)
-    for made in make_caches(resolved, document):
+    caches = make_caches(resolved, document)
+    if not caches:
+        raise document.error(
+            "teachers",
+            "none of them is a cache; write one as: big: {kind: cache, path: FOLDER, of: {name: "
+            "...}, keep: sampled, k: 50}",
+        )
+    for made in caches:
         print(made.render())
 
 

@@ -34,7 +34,9 @@ def on_embedded(document: Document, folder: Path) -> Document:
     values["student"] = {**kept, "name": str(model_path("student")), "max_length": 256}
     teachers = values.get("teachers")
     if isinstance(teachers, dict):
-        values["teachers"] = {name: _teacher(spec) for name, spec in teachers.items()}
+        values["teachers"] = {
+            name: _teacher(spec, cache=folder / name) for name, spec in teachers.items()
+        }
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError):
@@ -65,13 +67,21 @@ def _source(spec: Any, data: dict[str, Any], folder: Path) -> Any:
     return made
 
 
-def _teacher(spec: Any) -> Any:
-    """The same teacher with the embedded model in it; an ensemble has none of its own."""
+def _teacher(spec: Any, *, cache: Path) -> Any:
+    """The same teacher with the embedded model in it; an ensemble has none of its own.
+
+    A server that reads given text becomes a cache of as many tokens as it would tell.
+    """
     if not isinstance(spec, dict):
         return spec
+    ours = {"name": str(model_path("teacher"))}
     if spec.get("kind") == "server":
-        return {"name": str(model_path("teacher"))}
+        if spec.get("tokenizer") is None:
+            return ours
+        k = spec.get("top_logprobs") or 20
+        return {"kind": "cache", "path": str(cache), "of": ours, "keep": "topk", "k": k}
     kept = {k: v for k, v in spec.items() if k not in ("tokenizer", "revision", "quantize")}
     if isinstance(spec.get("of"), dict) and "name" in spec["of"]:
-        return {**kept, "of": {"name": str(model_path("teacher"))}}
-    return {**kept, "name": str(model_path("teacher"))} if "name" in spec else spec
+        own = {"path": str(cache)} if spec.get("kind") == "cache" else {}
+        return {**kept, **own, "of": ours}
+    return {**kept, **ours} if "name" in spec else spec
