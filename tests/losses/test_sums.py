@@ -49,6 +49,7 @@ def test_numbers_between_two_are_rounded_to_even():
     total = bits.view(torch.float32)
     expected = total.bfloat16()
     assert torch.equal(sums.times(total, torch.tensor(1.0), torch.bfloat16), expected)
+    assert sums.times(total, torch.tensor(1.0), torch.float32) is total
 
 
 def test_rows_that_lie_apart_are_torchs():

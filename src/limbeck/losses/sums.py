@@ -27,6 +27,8 @@ def times(total: Tensor, factor: Tensor, dtype: torch.dtype) -> Tensor:
     """total * factor in `dtype`, where the factor is one number; overwrites the total."""
     if total.is_cuda and total.dtype != dtype:
         return torch.mul(total, factor, out=torch.empty_like(total, dtype=dtype))
+    if total.device.type == "cpu" and total.dtype == dtype and float(factor) == 1.0:
+        return total  # as in most steps: a head's gradient need not be read and written again
     library = _library(total, dtype)
     if library is None:
         return total.mul_(factor).to(dtype)
