@@ -234,12 +234,14 @@ README_PARTS = {
 models and rows, 4 rows a step (`benchmarks/train_step.py`; peak is of the whole process; at
 V = 1,000 the quickest of three turns, since the machine was shared):""",
     "on_policy": """The same where the student writes what it learns from: 4 prompts of 24 tokens a
-step, answers of 40 (`benchmarks/on_policy.py`; "writing" is its share of the time):""",
+step, answers of 40 (`benchmarks/on_policy.py`, earlier code, a slower day; "writing" is its share
+of the time):""",
     "fused_loss": """A distillation loss from hidden states and heads, forward and backward, one
 thread of a CPU with matrix units for bf16, student width 512, teacher width 1,024
 (`benchmarks/fused_loss.py`): share of the machine's own rate on exactly the matrix products that
 the loss needs, memory on top of the inputs with the gradients in it, and seconds. The rate is
-measured just before and just after, on a shared machine where it moves by a third.""",
+measured just before and just after, on a shared machine where it moves by a third. The last two
+columns are of earlier code, on a slower day.""",
     "fused_loss_h200": """The same on an NVIDIA H200 at the widths of real models, 2,048 and 8,192
 (`benchmarks/fused_loss_gpu.py`; `logits: chunked` is without our Triton kernel, and was measured
 with chunks of half the size):""",
