@@ -182,6 +182,17 @@ def test_it_runs_two_steps_on_tiny_models(path, tiny_teacher, students, tiny_dat
     assert all(math.isfinite(value) and value > 0 for value in losses.values()), losses
 
 
+def test_a_served_teacher_becomes_what_its_terms_ask_for(tmp_path):
+    document = read(FOLDER / "served_teacher.yaml")
+    told = on_embedded(document, tmp_path).values["teachers"]["api"]
+    assert (told["kind"], told["keep"], told["k"]) == ("cache", "topk", 20)
+    other = ["terms=[{objective: likelihood_matching, teacher: api}]", "evals=[]"]
+    plain = on_embedded(override(document, other), tmp_path)
+    assert set(plain.values["teachers"]["api"]) == {"name"}
+    values = override(plain, ["train.steps=1", *TINY[1:]])
+    assert run(resolve(values), tmp_path / "run").train.steps == 1
+
+
 @pytest.mark.parametrize(
     "path", [p for p in RECIPES if p.stem not in WITH_A_JUDGE], ids=lambda path: path.stem
 )

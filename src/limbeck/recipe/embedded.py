@@ -34,8 +34,10 @@ def on_embedded(document: Document, folder: Path) -> Document:
     values["student"] = {**kept, "name": str(model_path("student")), "max_length": 256}
     teachers = values.get("teachers")
     if isinstance(teachers, dict):
+        sparse = '"sparse_kl"' in json.dumps(values.get("terms"), default=str)
         values["teachers"] = {
-            name: _teacher(spec, cache=folder / name) for name, spec in teachers.items()
+            name: _teacher(spec, cache=folder / name, sparse=sparse)
+            for name, spec in teachers.items()
         }
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -67,16 +69,17 @@ def _source(spec: Any, data: dict[str, Any], folder: Path) -> Any:
     return made
 
 
-def _teacher(spec: Any, *, cache: Path) -> Any:
+def _teacher(spec: Any, *, cache: Path, sparse: bool) -> Any:
     """The same teacher with the embedded model in it; an ensemble has none of its own.
 
-    A server that reads given text becomes a cache of as many tokens as it would tell.
+    A server becomes that model; where a few tokens of what it reads are wanted (`sparse`), which a
+    model does not offer, a cache of as many as it would tell.
     """
     if not isinstance(spec, dict):
         return spec
     ours = {"name": str(model_path("teacher"))}
     if spec.get("kind") == "server":
-        if spec.get("tokenizer") is None:
+        if spec.get("tokenizer") is None or not sparse:
             return ours
         k = spec.get("top_logprobs") or 20
         return {"kind": "cache", "path": str(cache), "of": ours, "keep": "topk", "k": k}
