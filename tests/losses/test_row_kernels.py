@@ -37,13 +37,11 @@ N, V, W = 7, 301, 290
 DEVICE = torch.device("cpu")
 
 
-@pytest.fixture(params=["triton", "native", "native, long rows"], autouse=True)
+@pytest.fixture(params=["triton", "native"], autouse=True)
 def kind(request, monkeypatch):
     """Which kernel, on its own device, with rows of several tiles."""
-    name, _, long = request.param.partition(", ")
+    name = request.param
     if name == "native":
-        if long:
-            monkeypatch.setattr(cpu, "KEPT_BYTES", 0)
         if native.library("sums.c", TYPE="bfloat16") is None:
             pytest.skip("no C compiler")
         module, place = cpu, "cpu"

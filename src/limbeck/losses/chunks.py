@@ -23,7 +23,7 @@ from limbeck.losses.pages import zeros
 from limbeck.losses.projection import Projection
 from limbeck.losses.sparse import Sparse
 
-PROJECTED_COLUMNS = 4096
+PROJECTED_COLUMNS = 2**16
 """Columns of float32 logits that a CPU makes at a time: products of fewer took longer."""
 
 ALIGNED_COLUMNS = 64

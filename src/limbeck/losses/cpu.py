@@ -1,4 +1,4 @@
-"""A chunk's losses and their gradient on a CPU, each row read two or three times and written once.
+"""A chunk's losses and their gradient on a CPU, in one go for each row.
 
 What it can do is said in `row_forms.py`, and how in `row_kernel.c`; `native.py` compiles that.
 """
@@ -22,10 +22,8 @@ if TYPE_CHECKING:
 TILE = 4096
 """Tokens that are summed in float32; their sums are summed in float64."""
 
-
-KEPT_BYTES = 2**21
-"""Of a row's logits of both models and what is kept of them, which fit a core's cache. Of longer
-rows it is as quick to find the powers again."""
+LANES = 32
+"""As many numbers as a few vectors hold."""
 
 
 class _Logits(ctypes.Structure):
@@ -56,15 +54,16 @@ def kernel(
     macros: dict[str, str | int] = {
         **_kind("STUDENT", student),
         **_kind("TEACHER", other),
-        "FORM": "forward_kl" if asked.form is None else asked.form.name,
-        "HAS_FORM": int(asked.form is not None),
+        "HAS_LOGITS": int(asked.form is not None),
         "HAS_KNOWN": int(asked.knows),
         "HAS_LABELS": int(asked.of_labels is not None),
         "CENTRED": int(asked.centred),
-        "KEEPS": int(_keeps(asked, student)),
         "TILE": TILE,
+        "LANES": LANES,
         "FAR": f"{kernels.FAR}f",
     }
+    if asked.form is not None and asked.centred:
+        macros["FORM"] = asked.form.name
     library = native.library("row_kernel.c", **macros)
     return None if library is None else partial(_in_place, library, asked)
 
@@ -90,8 +89,8 @@ def _in_place(
         tokens = _Known(address(known.ids), address(known.mass), known.places)
 
     def share(first: int, last: int) -> None:
-        powers = 2 * (width + -(-width // TILE)) if _keeps(asked, work.student) else 0
-        scratch = torch.empty(max(powers + (width if asked.centred else 0), tokens.places))
+        tiles = -(-vocabulary // TILE)
+        scratch = torch.empty(3 * (tiles * TILE + tiles + LANES) + tokens.places)
         library.losses_of_rows(
             *(student, teacher, tokens, address(labels)),
             *(address(of, asked.of_teacher) for of in (pulls, values)),
@@ -103,14 +102,6 @@ def _in_place(
 
     native.in_threads(share, len(logits), logits.numel())
     return asked.finish(values, known)
-
-
-def _keeps(asked: row_forms.Asked, student: Projection) -> bool:
-    """Whether powers are kept: where a row is read again and is short enough."""
-    each = 2 * (student.hidden.dtype.itemsize + torch.float32.itemsize)
-    if asked.centred:
-        each += torch.float32.itemsize
-    return asked.form is not None and student.vocabulary * each <= KEPT_BYTES
 
 
 def _logits(logits: Tensor, made_by: Projection | Tensor) -> _Logits:

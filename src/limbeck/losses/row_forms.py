@@ -2,9 +2,9 @@
 
 The same losses as in `kernels.py`, those that a sum over tokens gives: a first pass over a row
 finds the normalizers, a last one writes the gradient in the place of the student's logits. Where
-<q, a> is not known beforehand a pass between finds it. There is one such kernel for CPUs
-(`row_kernel.c`, run by `cpu.py`) and one for GPUs (`row_kernel.py`, run by `gpu.py`); both have a
-function by the name of each form.
+<q, a> is not known beforehand a pass between finds it, with the function that has the form's name.
+There is one such kernel for CPUs (`row_kernel.c`, run by `cpu.py`) and one for GPUs
+(`row_kernel.py`, run by `gpu.py`).
 """
 
 from collections.abc import Callable, Mapping, Sequence

@@ -1,16 +1,17 @@
 /* Rows of logits on a CPU: see cpu.py, which compiles this once for each choice of its parts.
 
-   FORM is one of the functions below; it gives phi and q a of a token, where the loss is
-   sum_i phi(p_i, q_i) and a = dphi / dq, shifted so that equal models have exactly 0, which changes
-   nothing else. The gradient in the logits over T is q (a - <q, a>). The forms are those of
-   row_kernel.py.
+   A row is read once, and its powers of 2 are kept; what follows reads those, and only the gradient
+   takes the place of the student's logits. FORM is one of the functions below; it gives phi and q a
+   of a token, where the loss is sum_i phi(p_i, q_i) and a = dphi / dq, shifted so that equal models
+   have exactly 0, which changes nothing else. The gradient in the logits over T is q (a - <q, a>).
+   The forms are those of row_kernel.py, less the forward KL: that one is found on the way.
 
-   HAS_FORM, HAS_KNOWN, HAS_LABELS   a teacher's logits, or a few of its tokens; labels
-   CENTRED                           whether <q, a> has to be found
-   KEEPS                             whether a row's powers of 2 are kept for its second reading
+   HAS_LOGITS, HAS_KNOWN, HAS_LABELS   a teacher's logits, or a few of its tokens; labels
+   CENTRED                             whether <q, a> has to be found, for which there is FORM
    STUDENT, STUDENT_SCALED, STUDENT_CAPPED, and of TEACHER: the type of logits, and what they need
-   TILE                              tokens that are summed in float32; their sums are in float64
-   FAR                               log-ratio beyond which a power would overflow
+   TILE                                tokens summed in float32; their sums are in float64
+   LANES                               as many numbers as a few vectors hold
+   FAR                                 log-ratio beyond which a power would overflow
 
    Loops are plain ones that a compiler turns into vector code. Probabilities are powers of 2, of
    logits times log2(e). */
@@ -21,7 +22,6 @@
 
 #define LOG2_E 1.44269504f
 #define LN_2 0.693147181f
-#define LANES 32 /* as many as a few vectors hold */
 
 typedef struct {
     void *first; /* [rows, stride]; the first columns are logits */
@@ -34,14 +34,6 @@ typedef struct {
     const float *mass;
     int64_t places;
 } Known;
-
-typedef struct { /* of a row: its highest logit, and log2 sum 2^((z - top) cool) */
-    float top, rest;
-} Normalizer;
-
-typedef struct { /* of each token 2^((z - top) cool), where each tile of them has its own top */
-    float *of_tokens, *tops;
-} Powers;
 
 /* ---- powers and logarithms ---- */
 
@@ -85,11 +77,6 @@ INLINE float natural_log(float x) {
 typedef struct {
     float value, pulled;
 } Pair;
-
-/* p log(p / q); a = 1 - p / q, and <q, a> = 0 */
-INLINE Pair forward_kl(float p, float q, float log_ratio, float share) {
-    return (Pair){-p * log_ratio, q - p};
-}
 
 /* q log(q / p); a = log(q / p) */
 INLINE Pair reverse_kl(float p, float q, float log_ratio, float share) {
@@ -146,11 +133,6 @@ INLINE float shaped(const void *row, Kind kind, Logits of, int64_t i) {
     return of.cap * (1.0f - 2.0f / (power_of_e(twice) + 1.0f)); /* cap tanh(z / cap) */
 }
 
-/* In base 2; `cool` is log2(e) / T. The highest logit is taken away first, which rounds least. */
-INLINE float log_probability(float z, float cool, Normalizer of) {
-    return times_plus(z - of.top, cool, -of.rest);
-}
-
 /* Lane by lane, since NaN keeps some compilers from doing so by themselves. */
 INLINE float highest_of(const void *row, Kind kind, Logits of, int64_t first, int64_t last) {
     float highest[LANES], top = -INFINITY;
@@ -169,28 +151,57 @@ INLINE float highest_of(const void *row, Kind kind, Logits of, int64_t first, in
     return top;
 }
 
-/* `kept` may have no room, and then keeps nothing. */
-INLINE Normalizer normalizer(
-    const void *row, Kind kind, Logits of, int64_t count, float cool, Powers kept) {
-    float top = -INFINITY;
+/* ---- probabilities ---- */
+
+typedef struct { /* of a row: log2 p = (z - top) cool - rest, where `top` is the highest logit */
+    float cool; /* log2(e) / T */
+    float top, rest, inverse; /* the last one is 2^-rest, rounded less */
+    float *powers; /* of each token 2^((z - top) cool), where each tile of them has its own top */
+    float *tops;
+} Softened;
+
+/* The highest logit is taken away first, which rounds least. */
+INLINE float log_probability(float z, Softened of) {
+    return times_plus(z - of.top, of.cool, -of.rest);
+}
+
+/* What the powers of a token's tile are multiplied by to be probabilities. */
+INLINE float scale_at(Softened of, int64_t token) {
+    return power_of_2((of.tops[token / TILE] - of.top) * of.cool) * of.inverse;
+}
+
+/* Notes the top of the tile that begins at `first`; sums of earlier powers count so much now. */
+INLINE double raise(Softened *of, int64_t first, float highest) {
+    double shrunk = 1.0;
+    if (highest > of->top) {
+        shrunk = exp2(((double)of->top - highest) * of->cool);
+        of->top = highest;
+    }
+    of->tops[first / TILE] = of->top;
+    return shrunk;
+}
+
+INLINE void note_total(Softened *of, double total) {
+    of->rest = (float)log2(total);
+    of->inverse = (float)(1.0 / total);
+}
+
+INLINE void soften(Softened *of, const void *row, Kind kind, Logits logits, int64_t count) {
     double total = 0.0;
     for (int64_t first = 0; first < count; first += TILE) {
         int64_t last = first + TILE < count ? first + TILE : count;
-        float highest = highest_of(row, kind, of, first, last), sum = 0.0f;
-        if (highest > top) {
-            total *= exp2(((double)top - highest) * cool);
-            top = highest;
-        }
-        if (kept.tops) kept.tops[first / TILE] = top;
+        float sum = 0.0f;
+        total *= raise(of, first, highest_of(row, kind, logits, first, last));
+        float top = of->top;
 #pragma omp simd reduction(+ : sum)
         for (int64_t i = first; i < last; i++) {
-            float power = power_of_2((shaped(row, kind, of, i) - top) * cool);
-            if (kept.of_tokens) kept.of_tokens[i] = power;
+            float power = power_of_2((shaped(row, kind, logits, i) - top) * of->cool);
+            of->powers[i] = power;
             sum += power;
         }
         total += sum;
     }
-    return (Normalizer){top, (float)log2(total)};
+    note_total(of, total);
 }
 
 /* ---- one row ---- */
@@ -202,79 +213,97 @@ typedef struct {
     Logits of, of_teacher;
     void *student;
     const void *teacher;
-    float cool, share;
-    Normalizer mine, theirs, whole; /* of the student over T, of the teacher, of the student */
-    Powers my_powers, their_powers;
-    float pull, label_pull, centre, total;
-    int alike; /* labels are read at the same temperature, of the same tokens */
-    float *scratch; /* q a of each token, or the logits of known ones */
+    Softened mine, theirs, whole; /* the student over T, the teacher over T, all of the student */
+    float share, pull, label_pull, centre, total;
+    float *known_logits;
 } Row;
-
-typedef struct { /* the student's probability of a token and the teacher's, and their log2 */
-    float logq, q, logp, p;
-} Token;
 
 INLINE float logit(const Row *row, int64_t i) {
     return shaped(row->student, MINE, row->of, i);
 }
 
-/* `z` is the student's logit; the teacher is only read where the two are `compared`. */
-INLINE Token logs_at(const Row *row, int64_t i, float z, int compared) {
-    Token token = {.logq = log_probability(z, row->cool, row->mine)};
-    if (HAS_FORM && compared) {
-        float theirs = shaped(row->teacher, THEIRS, row->of_teacher, i);
-        token.logp = log_probability(theirs, row->cool, row->theirs);
+/* Both models' powers; returns KL(p || q), for which no further look at the logits is needed:
+   log2(p / q) = (z_p - z_q) cool - log2(sum of p's powers / sum of q's), and p adds up to 1. */
+INLINE double soften_both(Row *row, int64_t width) {
+    Softened *mine = &row->mine, *theirs = &row->theirs;
+    double my_total = 0.0, their_total = 0.0, gap_total = 0.0;
+    float cool = mine->cool;
+    for (int64_t first = 0; first < width; first += TILE) {
+        int64_t last = first + TILE < width ? first + TILE : width;
+        my_total *= raise(mine, first, highest_of(row->student, MINE, row->of, first, last));
+        double shrunk =
+            raise(theirs, first, highest_of(row->teacher, THEIRS, row->of_teacher, first, last));
+        float my_top = mine->top, their_top = theirs->top;
+        float my_sum = 0.0f, their_sum = 0.0f, gaps = 0.0f;
+#pragma omp simd reduction(+ : my_sum, their_sum, gaps)
+        for (int64_t i = first; i < last; i++) {
+            float my_z = logit(row, i) - my_top;
+            float their_z = shaped(row->teacher, THEIRS, row->of_teacher, i) - their_top;
+            float my_power = power_of_2(my_z * cool), their_power = power_of_2(their_z * cool);
+            mine->powers[i] = my_power;
+            theirs->powers[i] = their_power;
+            my_sum += my_power;
+            their_sum += their_power;
+            gaps += their_power * (their_z - my_z);
+        }
+        my_total += my_sum;
+        their_total = their_total * shrunk + their_sum;
+        gap_total = gap_total * shrunk + gaps + their_sum * ((double)their_top - my_top);
     }
-    return token;
+    note_total(mine, my_total);
+    note_total(theirs, their_total);
+    double gap = gap_total / their_total - ((double)theirs->top - mine->top);
+    return LN_2 * gap * cool - log(their_total / my_total);
 }
 
-INLINE Token token_at(const Row *row, int64_t i, float z, int compared) {
-    Token token = logs_at(row, i, z, compared);
-    token.q = power_of_2(token.logq);
-    if (HAS_FORM && compared) token.p = power_of_2(token.logp);
-    return token;
+#if CENTRED
+/* The sum of phi; q a takes the place of the teacher's powers, its sum goes to `centre`. */
+INLINE double centre(Row *row, int64_t width) {
+    double value = 0.0, total = 0.0;
+    for (int64_t first = 0; first < width; first += TILE) {
+        int64_t last = first + TILE < width ? first + TILE : width;
+        float my_scale = scale_at(row->mine, first), their_scale = scale_at(row->theirs, first);
+        float sum = 0.0f, pulled = 0.0f;
+#pragma omp simd reduction(+ : sum, pulled)
+        for (int64_t i = first; i < last; i++) {
+            float their_z = shaped(row->teacher, THEIRS, row->of_teacher, i);
+            float logq = log_probability(logit(row, i), row->mine);
+            float logp = log_probability(their_z, row->theirs);
+            float q = row->mine.powers[i] * my_scale, p = row->theirs.powers[i] * their_scale;
+            Pair pair = FORM(p, q, (logq - logp) * LN_2, row->share);
+            row->theirs.powers[i] = pair.pulled;
+            pulled += pair.pulled;
+            sum += pair.value;
+        }
+        value += sum;
+        total += pulled;
+    }
+    row->centre = (float)total;
+    return value;
 }
+#endif
 
-typedef struct { /* what a tile's kept powers are multiplied by */
-    float mine, theirs;
+typedef struct { /* of a tile's powers */
+    float mine, theirs, whole;
 } Scales;
 
-INLINE Scales scales_of(const Row *row, int64_t first) {
-    float mine = row->my_powers.tops[first / TILE], theirs = row->their_powers.tops[first / TILE];
-    return (Scales){
-        power_of_2(log_probability(mine, row->cool, row->mine)),
-        power_of_2(log_probability(theirs, row->cool, row->theirs)),
-    };
+INLINE Scales scales_at(const Row *row, int64_t token, int compared) {
+    Scales scales = {0};
+    if ((HAS_LOGITS || HAS_KNOWN) && compared) scales.mine = scale_at(row->mine, token);
+    if (HAS_LOGITS && !CENTRED && compared) scales.theirs = scale_at(row->theirs, token);
+    if (HAS_LABELS) scales.whole = scale_at(row->whole, token);
+    return scales;
 }
 
-/* The same as `token_at` from powers that were kept. */
-INLINE Token kept_at(const Row *row, int64_t i, float z, Scales scales) {
-    Token token = logs_at(row, i, z, 1);
-    token.q = row->my_powers.of_tokens[i] * scales.mine;
-    token.p = row->their_powers.of_tokens[i] * scales.theirs;
-    return token;
-}
-
-INLINE Pair form_of(const Row *row, Token token) {
-    return FORM(token.p, token.q, (token.logq - token.logp) * LN_2, row->share);
-}
-
-/* The gradient at a token but for what only its id says; `value` is added to where it is new. */
-INLINE float gradient_at(
-    const Row *row, int64_t i, float z, Token token, int compared, int alike, float *value) {
-    float gradient = 0.0f, q = token.q;
-    if (HAS_FORM && compared) {
-        if (CENTRED) {
-            gradient = row->pull * (row->scratch[i] - q * row->centre);
-        } else {
-            Pair pair = form_of(row, token);
-            *value += pair.value;
-            gradient = row->pull * pair.pulled;
-        }
+/* The gradient at a token but for what only its id says. Tokens of no teacher are not `compared`. */
+INLINE float gradient_at(const Row *row, int64_t i, Scales scales, int compared) {
+    float gradient = 0.0f;
+    if (HAS_LOGITS && compared) {
+        float q = row->mine.powers[i] * scales.mine, theirs = row->theirs.powers[i];
+        gradient = row->pull * (CENTRED ? theirs - q * row->centre : q - theirs * scales.theirs);
     }
-    if (HAS_KNOWN) gradient += row->pull * row->total * q;
-    if (HAS_LABELS && !alike) q = power_of_2(log_probability(z, LOG2_E, row->whole));
-    if (HAS_LABELS) gradient += row->label_pull * q;
+    if (HAS_KNOWN) gradient = row->pull * row->total * row->mine.powers[i] * scales.mine;
+    if (HAS_LABELS) gradient += row->label_pull * row->whole.powers[i] * scales.whole;
     return gradient;
 }
 
@@ -285,57 +314,24 @@ INLINE void put(const Row *row, int64_t i, float z, float gradient) {
     store(row->student, MINE.type, i, gradient);
 }
 
-/* All tokens' gradients from `first` to `last`; their values' sum. */
-INLINE double finish(const Row *row, int64_t first, int64_t last, int compared, int alike) {
-    double value = 0.0;
-    for (; first < last; first += TILE) {
-        int64_t end = first + TILE < last ? first + TILE : last;
-        float sum = 0.0f;
-        int kept = KEEPS && compared;
-        Scales scales = {0};
-        if (kept) scales = scales_of(row, first);
-#pragma omp simd reduction(+ : sum)
-        for (int64_t i = first; i < end; i++) {
-            float z = logit(row, i), added = 0.0f;
-            Token token = kept ? kept_at(row, i, z, scales)
-                               : token_at(row, i, z, compared && !CENTRED);
-            put(row, i, z, gradient_at(row, i, z, token, compared, alike, &added));
-            sum += added;
-        }
-        value += sum;
+/* The gradient at the tokens from `first`, where a tile begins unless `compared` changes there. */
+INLINE void finish(const Row *row, int64_t first, int64_t last, int compared) {
+    while (first < last) {
+        int64_t end = (first / TILE + 1) * TILE < last ? (first / TILE + 1) * TILE : last;
+        Scales scales = scales_at(row, first, compared);
+#pragma omp simd
+        for (int64_t i = first; i < end; i++)
+            put(row, i, logit(row, i), gradient_at(row, i, scales, compared));
+        first = end;
     }
-    return value;
-}
-
-/* The sum of values; q a goes to `scratch`, its sum to `centre`. */
-INLINE double centre(Row *row, int64_t width) {
-    double value = 0.0, total = 0.0;
-    for (int64_t first = 0; first < width; first += TILE) {
-        int64_t last = first + TILE < width ? first + TILE : width;
-        float sum = 0.0f, pulled = 0.0f;
-        Scales scales = {0};
-        if (KEEPS) scales = scales_of(row, first);
-#pragma omp simd reduction(+ : sum, pulled)
-        for (int64_t i = first; i < last; i++) {
-            float z = logit(row, i);
-            Pair pair = form_of(row, KEEPS ? kept_at(row, i, z, scales) : token_at(row, i, z, 1));
-            row->scratch[i] = pair.pulled;
-            pulled += pair.pulled;
-            sum += pair.value;
-        }
-        value += sum;
-        total += pulled;
-    }
-    row->centre = (float)total;
-    return value;
 }
 
 INLINE int is_known(int64_t id, float mass, int64_t vocabulary) {
     return mass > 0.0f && id >= 0 && id < vocabulary;
 }
 
-/* -sum mass log q; notes the masses' sum, and in `scratch` the logits. NaN, which asks for the
-   definition, where an id is no token. */
+/* -sum mass log q; notes the masses' sum, and the logits, which the gradient replaces. NaN, which
+   asks for the definition, where an id is no token. */
 INLINE double cross_entropy(
     Row *row, const int64_t *ids, const float *mass, int64_t places, int64_t vocabulary) {
     double value = 0.0, total = 0.0;
@@ -343,8 +339,8 @@ INLINE double cross_entropy(
         total += mass[k];
         if (ids[k] < 0 || ids[k] >= vocabulary) value = NAN;
         if (!is_known(ids[k], mass[k], vocabulary)) continue;
-        row->scratch[k] = logit(row, ids[k]);
-        value -= mass[k] * LN_2 * log_probability(row->scratch[k], row->cool, row->mine);
+        row->known_logits[k] = logit(row, ids[k]);
+        value -= mass[k] * LN_2 * log_probability(row->known_logits[k], row->mine);
     }
     row->total = (float)total;
     return value;
@@ -354,74 +350,76 @@ INLINE double cross_entropy(
 INLINE void put_known(
     Row *row, const int64_t *ids, const float *mass, int64_t places, int64_t vocabulary,
     int64_t label) {
-    float unused = 0.0f;
     for (int64_t k = 0; k < places; k++) {
         if (!is_known(ids[k], mass[k], vocabulary)) continue;
-        float z = row->scratch[k];
-        Token token = token_at(row, ids[k], z, 1);
-        float gradient = gradient_at(row, ids[k], z, token, 1, row->alike, &unused);
+        float gradient = gradient_at(row, ids[k], scales_at(row, ids[k], 1), 1);
         gradient -= row->pull * mass[k];
-        put(row, ids[k], z, ids[k] == label ? gradient - row->label_pull : gradient);
+        if (ids[k] == label) gradient -= row->label_pull;
+        put(row, ids[k], row->known_logits[k], gradient);
     }
+}
+
+/* Room for a row's powers, taken from what is left of `scratch`. */
+INLINE Softened room(float **scratch, int64_t count, float cool) {
+    int64_t tiles = (count + TILE - 1) / TILE;
+    Softened of = {.cool = cool, .top = -INFINITY, .powers = *scratch};
+    of.tops = of.powers + tiles * TILE;
+    *scratch += tiles * TILE + (tiles + LANES - 1) / LANES * LANES;
+    return of;
 }
 
 /* All losses of rows `first_row` to `last_row`, whose gradient takes the place of the student's
    logits; `width` of its `vocabulary` tokens are compared. `cool` is 1 / T, `slope` what gradients
-   are multiplied by besides. `scratch` has room for `width` numbers if CENTRED and behind them for
-   2 (width + tiles) if KEEPS, or for the places of a row. */
+   are multiplied by besides. `scratch` has room for three rows' powers and their tops, all in
+   whole tiles and lanes, and for the places of a row. */
 void losses_of_rows(
     Logits student, Logits teacher, Known known, const int64_t *labels, const float *pulls,
     float *values, const float *label_pulls, float *label_values, float *scratch, int64_t first_row,
     int64_t last_row, int64_t vocabulary, int64_t width, float cool, float slope, float share) {
+    int alike = (HAS_LOGITS || HAS_KNOWN) && cool == 1.0f && width == vocabulary;
+    Softened mine = room(&scratch, width, cool * LOG2_E);
+    Softened theirs = room(&scratch, width, cool * LOG2_E);
+    Softened whole = room(&scratch, vocabulary, LOG2_E);
     for (int64_t r = first_row; r < last_row; r++) {
-        Row row = {.of = student, .of_teacher = teacher, .cool = cool * LOG2_E, .share = share};
+        Row row = {.of = student, .of_teacher = teacher, .share = share, .known_logits = scratch};
+        row.mine = mine, row.theirs = theirs, row.whole = whole;
         row.student = (void *)row_of(student, MINE, r);
-        row.scratch = scratch;
-        if (KEEPS) {
-            float *kept = scratch + (CENTRED ? width : 0), *tops = kept + 2 * width;
-            row.my_powers = (Powers){kept, tops};
-            row.their_powers = (Powers){kept + width, tops + (width + TILE - 1) / TILE};
-        }
+        row.teacher = row_of(teacher, THEIRS, r);
         const int64_t *ids = known.ids + r * known.places;
         const float *mass = known.mass + r * known.places;
         int64_t label = -1;
-        float chosen = 0.0f, at_label = 0.0f, unused = 0.0f;
+        float chosen = 0.0f;
         double value = 0.0;
-        if (HAS_FORM || HAS_KNOWN) {
-            row.pull = pulls[r] * slope;
-            row.mine = normalizer(row.student, MINE, student, width, row.cool, row.my_powers);
+        if (HAS_LOGITS || HAS_KNOWN) row.pull = pulls[r] * slope;
+        if (HAS_LOGITS) value = soften_both(&row, width);
+#if CENTRED
+        value = centre(&row, width);
+#endif
+        if (HAS_KNOWN) {
+            soften(&row.mine, row.student, MINE, student, width);
+            value = cross_entropy(&row, ids, mass, known.places, vocabulary);
         }
         if (HAS_LABELS) {
-            row.alike = (HAS_FORM || HAS_KNOWN) && cool == 1.0f && width == vocabulary;
-            row.whole = row.alike
-                ? row.mine
-                : normalizer(row.student, MINE, student, vocabulary, LOG2_E, (Powers){0});
+            if (alike)
+                row.whole = row.mine;
+            else
+                soften(&row.whole, row.student, MINE, student, vocabulary);
             label = labels[r] < vocabulary ? labels[r] : -1;
             label_values[r] = labels[r] < vocabulary ? 0.0f : NAN; /* for the definition to say */
         }
         if (label >= 0) {
             row.label_pull = label_pulls[r];
             chosen = logit(&row, label);
-            label_values[r] = -LN_2 * log_probability(chosen, LOG2_E, row.whole);
+            label_values[r] = -LN_2 * log_probability(chosen, row.whole);
         }
-        if (HAS_KNOWN) value = cross_entropy(&row, ids, mass, known.places, vocabulary);
-        if (HAS_FORM) {
-            row.teacher = row_of(teacher, THEIRS, r);
-            row.theirs =
-                normalizer(row.teacher, THEIRS, teacher, width, row.cool, row.their_powers);
-            if (CENTRED) value = centre(&row, width);
-        }
+        finish(&row, 0, width, 1);
+        finish(&row, width, vocabulary, 0);
         if (label >= 0) {
-            Token token = token_at(&row, label, chosen, label < width);
-            at_label = gradient_at(&row, label, chosen, token, label < width, row.alike, &unused);
-            at_label -= row.label_pull;
+            int compared = label < width;
+            float gradient = gradient_at(&row, label, scales_at(&row, label, compared), compared);
+            put(&row, label, chosen, gradient - row.label_pull);
         }
-        if (row.alike) /* told apart here, so that each loop is compiled for its case */
-            value += finish(&row, 0, width, 1, 1);
-        else
-            value += finish(&row, 0, width, 1, 0) + finish(&row, width, vocabulary, 0, 0);
-        if (label >= 0) put(&row, label, chosen, at_label);
         if (HAS_KNOWN) put_known(&row, ids, mass, known.places, vocabulary, label);
-        if (HAS_FORM || HAS_KNOWN) values[r] = (float)value;
+        if (HAS_LOGITS || HAS_KNOWN) values[r] = (float)value;
     }
 }
