@@ -7,7 +7,7 @@ QUIET := --quiet --disable-pip-version-check
 BENCHMARKS := fused_loss train_step on_policy loss_scaling cache_size cache_quality plan_accuracy method_memory vocabularies teacher_certainty \
 	white_box cross_tokenizer own_words reasoning reasoning_budget continual ledger server_load verifiers palm_rationales duplicates table
 
-.PHONY: help setup demo test check docs bench clean
+.PHONY: help setup demo test lowest check docs bench clean
 help:  ## what can be made
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
 
@@ -27,6 +27,12 @@ demo: setup  ## distil the embedded teacher, three seeds, and print the report
 test: setup  ## all tests
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
+lowest:  ## all tests with the lowest versions that pyproject.toml allows, in .venv-lowest
+	@test -x .venv-lowest/bin/python || $(PYTHON) -m venv .venv-lowest
+	@$(PYTHON) scripts/lowest.py > .venv-lowest/constraints.txt
+	@.venv-lowest/bin/python -m pip install $(QUIET) -c .venv-lowest/constraints.txt -e '.[test]'
+	@OMP_NUM_THREADS=1 .venv-lowest/bin/python -m pytest -n 2 -W ignore
+
 check: setup  ## lint, format, types, layers
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check --quiet .
@@ -40,4 +46,4 @@ bench: setup  ## the measurements behind the README
 	@for name in $(BENCHMARKS); do $(BIN)/python benchmarks/$$name.py || exit 1; done
 
 clean:  ## remove what was made
-	@rm -rf $(VENV) runs site .pytest_cache .ruff_cache
+	@rm -rf $(VENV) .venv-lowest runs site .pytest_cache .ruff_cache

@@ -316,8 +316,8 @@ def demo(
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point: every failure becomes one line on stderr and an exit code."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    libraries = ("httpx", "httpx2", "transformers", "matplotlib", "filelock", "fsspec")
-    for noisy in (*libraries, "bitsandbytes"):
+    libraries = ("httpx", "httpx2", "transformers", "datasets", "matplotlib", "filelock")
+    for noisy in (*libraries, "fsspec", "bitsandbytes"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
     # They use names of each other that will change, which is no news to our users.
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|peft)\.")

@@ -1,7 +1,7 @@
 """Lists and blocks in replies: read exactly, or not at all."""
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from limbeck.synth.parsing import blocks, numbered
@@ -64,6 +64,7 @@ def test_a_great_text_is_read_in_no_time():
     assert numbered("1. a\n" + " " * 1_000_000 + "x") is None
     assert len(numbered("\n".join(f"{k}. x" for k in range(1, 10_000))) or ()) == 9_999
     assert blocks("QUESTION 1: " + "x" * 1_000_000, ["QUESTION"]) is None
+    assert blocks("Q 1: a\n" + " " * 1_000_000 + "x", ["Q"]) is None
 
 
 TEXTS = st.text(st.characters(codec="utf-8", exclude_characters="\r:"), min_size=1).map(str.strip)
@@ -71,6 +72,7 @@ TEXTS = TEXTS.filter(lambda text: text and text == text.strip() and "END" not in
 
 
 @given(st.lists(st.tuples(TEXTS, TEXTS), min_size=1, max_size=8))
+@example([("a  \nb", "a\x0c\n b")])  # of the first line, too, nothing is taken away
 def test_blocks_are_read_as_they_were_written(pairs):
     reply = "".join(f"Q {k}: {q}\nA {k}: {a}\n" for k, (q, a) in enumerate(pairs, 1))
     assert blocks(reply + "END", ["Q", "A"]) == pairs

@@ -12,6 +12,8 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+import transformers
+from packaging.version import Version
 from transformers import AutoTokenizer
 
 from limbeck.core.errors import ServerError
@@ -28,6 +30,10 @@ pytestmark = [
     pytest.mark.skipif(
         not (find_spec("fastapi") and find_spec("uvicorn")),
         reason="transformers[serving] is absent",
+    ),
+    pytest.mark.skipif(
+        Version(transformers.__version__) < Version("5.6"),
+        reason="transformers serve only chats before 5.6",
     ),
 ]
 

@@ -1,10 +1,10 @@
 /* Rows of logits on a CPU: see cpu.py, which compiles this once for each choice of its parts.
 
-   A row is read once, and its powers of 2 are kept; what follows reads those, and only the gradient
-   takes the place of the student's logits. FORM is one of the functions below; it gives phi and q a
-   of a token, where the loss is sum_i phi(p_i, q_i) and a = dphi / dq, shifted so that equal models
-   have exactly 0, which changes nothing else. The gradient in the logits over T is q (a - <q, a>).
-   The forms are those of row_kernel.py, less the forward KL: that one is found on the way.
+   A row's powers of 2 are taken once and kept, and what follows reads those. The gradient takes the
+   place of the student's logits. FORM is one of the functions below; it gives phi and q a of a
+   token, where the loss is sum_i phi(p_i, q_i) and a = dphi / dq, shifted so that equal models have
+   exactly 0, which changes nothing else. The gradient in the logits over T is q (a - <q, a>). The
+   forms are those of row_kernel.py, less the forward KL: that one is found on the way.
 
    HAS_LOGITS, HAS_KNOWN, HAS_LABELS   a teacher's logits, or a few of its tokens; labels
    CENTRED                             whether <q, a> has to be found, for which there is FORM

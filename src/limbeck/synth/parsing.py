@@ -58,7 +58,7 @@ def blocks(reply: str, names: Sequence[str]) -> list[tuple[str, ...]] | None:
     >>> blocks("Q 1: Who?\\nA 1: A cat", ["Q", "A"]) is None
     True
     """
-    form = re.compile(rf"({'|'.join(map(re.escape, names))}) ([0-9]{{1,4}}):(.*)")
+    form = re.compile(rf"\s*({'|'.join(map(re.escape, names))}) ([0-9]{{1,4}}):(.*)")
     texts: list[list[str]] = []
     ended = False
     for line in reply.split("\n"):
@@ -66,7 +66,7 @@ def blocks(reply: str, names: Sequence[str]) -> list[tuple[str, ...]] | None:
             return None
         if line.strip() == END:
             ended = True
-        elif (match := form.fullmatch(line.strip())) is not None:
+        elif (match := form.fullmatch(line)) is not None:
             number, place = divmod(len(texts), len(names))
             if (match[1], int(match[2])) != (names[place], number + 1):
                 return None
