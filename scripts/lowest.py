@@ -1,6 +1,5 @@
 """The lowest versions that `pyproject.toml` allows, as constraints for pip: see `make lowest`."""
 
-import re
 import tomllib
 from pathlib import Path
 
@@ -13,7 +12,7 @@ def main() -> None:
     project = tomllib.loads(Path("pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
     bounds = [*project["dependencies"], *(bound for name in EXTRAS for bound in extras[name])]
-    print("\n".join(sorted({re.sub(r">=", "==", bound) for bound in bounds})))
+    print("\n".join(sorted({bound.replace(">=", "==") for bound in bounds})))
 
 
 if __name__ == "__main__":

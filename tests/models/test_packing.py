@@ -66,7 +66,7 @@ MIXED = {
 }
 """Families that carry a state across, or count positions on their own."""
 
-# Until then its biases of distance count on from one sample to the next.
+# Before 5.24 its biases of distance count on from one sample to the next.
 _FALCON = APART if Version(transformers.__version__) >= Version("5.24") else MIXED
 _FALCON["falcon"] = {**SMALL, "alibi": True}
 

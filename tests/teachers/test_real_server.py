@@ -33,7 +33,7 @@ pytestmark = [
     ),
     pytest.mark.skipif(
         Version(transformers.__version__) < Version("5.6"),
-        reason="transformers serve only chats before 5.6",
+        reason="transformers serve has no completions before 5.6",
     ),
 ]
 

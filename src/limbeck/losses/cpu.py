@@ -62,7 +62,7 @@ def kernel(
         "LANES": LANES,
         "FAR": f"{kernels.FAR}f",
     }
-    if asked.form is not None and asked.centred:
+    if asked.form is not None:
         macros["FORM"] = asked.form.name
     library = native.library("row_kernel.c", **macros)
     return None if library is None else partial(_in_place, library, asked)
