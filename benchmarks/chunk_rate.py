@@ -25,7 +25,7 @@ from measure import Times, matmul_rate, operations
 from table import SHORT, markdown
 from torch import Tensor
 
-from limbeck.losses.chunks import Chunked, RowTerm, Work
+from limbeck.losses.chunks import Chunked, RowTerm, Run, Work
 from limbeck.losses.projection import Projection
 
 RESULTS = Path(__file__).with_name("results") / "chunk_rate.json"
@@ -50,7 +50,7 @@ def products(tensors: tuple[Tensor, Tensor, Tensor, Tensor], chunk: int) -> None
         loss=lambda *_: student, weight=torch.ones(ROWS), teacher="t", kernel=lambda *_: _
     )
     theirs = {"t": Projection(hidden=teacher, weight=teacher_head)}
-    work = Work(ours, theirs, [term], chunk, free, by_blocks=False)
+    work = Work(ours, theirs, [term], chunk, Run(free, by_blocks=False))
     total, _ = Chunked.apply(work, student, head, None, None, None)
     total.backward()
     student.grad = head.grad = None

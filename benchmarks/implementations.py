@@ -134,6 +134,18 @@ def liger(chunk_rows: int | None) -> Callable[[str], Loss]:
     return make
 
 
+def liger_triton(divergence: str) -> Loss:
+    """Liger's Triton kernel of the same family, which wants a GPU."""
+    from liger_kernel.transformers import LigerFusedLinearJSD
+
+    module = LigerFusedLinearJSD(jsd_beta=PEERS_BETA[divergence])
+
+    def loss(x: Tensor, head: Tensor, y: Tensor, teacher_head: Tensor) -> Tensor:
+        return module(x, head, y, teacher_head, None)
+
+    return loss
+
+
 def limbeck(implementation: str) -> Callable[[str], Loss]:
     """Ours, as the training loop calls it; `train.logits` says which implementation."""
 
@@ -172,6 +184,9 @@ IMPLEMENTATIONS: dict[str, Implementation] = {
     ),
     "liger-256": Implementation(
         "Liger, 256-row chunks", liger(256), {"float32": 0.0, "bfloat16": 0.0}, 3e9
+    ),
+    "liger-triton": Implementation(
+        "Liger, Triton kernel", liger_triton, {"float32": 0.0, "bfloat16": 0.0}, 6e9
     ),
     "limbeck": Implementation(
         "**limbeck**", limbeck("auto"), {"float32": 0.0, "bfloat16": 0.0}, 2e9

@@ -246,6 +246,20 @@ def test_a_ruled_out_token_goes_to_the_definition(kind):
         torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("token", [-1, V, 2**40])
+def test_a_teacher_that_speaks_of_a_token_that_is_not_there(kind, token):
+    """Nothing is read or written there, and it is said."""
+    hidden, weight, *_ = case()
+    known = Sparse(
+        ids=torch.tensor([[0, 1], [2, token]] + [[3, 4]] * (N - 2), device=DEVICE),
+        mass=torch.full((N, 2), 0.5, device=DEVICE),
+        rest=torch.zeros(N, device=DEVICE),
+        negentropy=torch.zeros(N, device=DEVICE),
+    )
+    with pytest.raises(ValueError, match=f"the student has {V} columns"):
+        fused_linear_sparse_kl(hidden, weight, known, implementation=kind)
+
+
 def test_what_has_a_form():
     weight = row_weights()
     kl = divergence_term(losses.forward_kl, "t", weight)
@@ -276,7 +290,7 @@ def known_places(places, *, tail, rest=0.5):
 def test_how_many_tokens_a_gpu_can_know_of_a_row(places):
     gpu = pytest.importorskip("limbeck.losses.gpu", reason="Triton is not installed")
     head = Projection(hidden=draw(0, 1, 4), weight=draw(1, 3, 4))
-    found = gpu.kernel(head, [known_places(places, tail=False)])
+    found = gpu.kernel(head, {}, [known_places(places, tail=False)])
     assert (found is not None) is (places <= gpu.MOST_PLACES)
 
 

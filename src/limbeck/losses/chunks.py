@@ -13,7 +13,7 @@ al., "Cut Your Losses in Large-Vocabulary Language Models" (arXiv 2411.09009).
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -72,7 +72,8 @@ class RowTerm:
 
     Attributes:
         loss: (student [r, v] logits, teacher [r, w] logits or None, index of the r rows) -> [r].
-        weight: [n] float32; a row of weight 0 does not count, whatever its loss.
+        weight: [n] float32; a row of weight 0 does not count, whatever its loss. On the host, a GPU
+            need not be waited for to know which rows do.
         factor: of the term in the total: a number, or a tensor without dimensions.
         teacher: key of the teacher whose logits the loss reads; None where it reads none.
         kernel: (student, teacher) -> ([r], [r, v]), the same loss with its gradient; see
@@ -140,9 +141,6 @@ class Chunked(torch.autograd.Function):
 class Work:
     """What one call needs: buffers, weights, sums.
 
-    `run` is `in_place`, or what does the same faster; it is given a chunk `by_blocks` that fit the
-    processor's cache where it makes several passes over them, and whole where it does not.
-
     Within, float16 gradients are divided by `norm`, the largest weight, so that they can be held.
     It is a power of two: multiplying by it again rounds nothing.
     """
@@ -153,20 +151,19 @@ class Work:
         teachers: Mapping[str, Projection | Tensor],
         terms: Sequence[RowTerm],
         chunk_rows: int | None,
-        run: Callable[..., Tensor],
-        by_blocks: bool = True,
+        run: "Run",
     ) -> None:
         self.student = _ready(student)
         self.teachers = {
             name: _ready(teacher) if isinstance(teacher, Projection) else teacher.detach()
             for name, teacher in teachers.items()
         }
-        self.terms, self.chunk_rows = terms, chunk_rows
-        self.run, self.by_blocks = run, by_blocks
+        self.terms, self.chunk_rows, self.run = terms, chunk_rows, run
         self.has_kernels = all(term.kernel is not None for term in terms)
         device = student.hidden.device
         self.exact = torch.promote_types(student.hidden.dtype, torch.float32)
-        self.weights = torch.stack([t.weight.to(device, self.exact) for t in terms])
+        weights = torch.stack([t.weight.to(terms[0].weight.device, self.exact) for t in terms])
+        self.weights = weights.to(device, non_blocking=True)
         self.factors = torch.stack(
             [torch.as_tensor(t.factor, dtype=self.exact, device=device) for t in terms]
         )
@@ -179,7 +176,7 @@ class Work:
             self.norm = largest.clamp(min=tiny).log2().ceil().exp2()
             self.pulls = self.pulls / self.norm
         # Prompts and padding are often half of all rows: they are gone before anything is done.
-        self.index = (self.weights > 0).any(0).nonzero().flatten()
+        self.index = (weights > 0).any(0).nonzero().flatten().to(device, non_blocking=True)
         self.buffers: dict[str, Tensor] = {}
         self.sizes = sizes(device.type)
 
@@ -197,8 +194,9 @@ class Work:
         """Add the rows' losses to the sums; returns the gradient to the logits, [c, v]."""
         logits, theirs = self._made(rows)
         values = self._by_blocks(logits, theirs, rows)
-        if self.has_kernels and not bool(values.isfinite().all()):
-            # Where a model rules tokens out, the definition knows what to do: from here on.
+        if self.has_kernels and not self.run.sure and not bool(values.isfinite().all()):
+            # Where a model rules tokens out, the definition knows what to do: from here on. And
+            # where there is no such token, it says so.
             self.has_kernels = False
             logits, theirs = self._made(rows)
             values = self._by_blocks(logits, theirs, rows)
@@ -215,15 +213,14 @@ class Work:
         """Losses [k, c] of a chunk; their gradient takes the place of its logits."""
         # Written in place: what outlives a block must not come to lie between its temporaries.
         values = self.pulls.new_empty(len(self.terms), len(rows))
-        run, losses = (self.run, by_kernels) if self.has_kernels else (in_place, by_definition)
-        step = max(1, self.sizes.block_elements // logits.shape[1])
-        if self.has_kernels and not self.by_blocks:
-            step = len(rows)
+        run, losses = (self.run, by_kernels) if self.has_kernels else (Run(), by_definition)
+        step = max(1, self.sizes.block_elements // logits.shape[1]) if run.by_blocks else len(rows)
         for first in range(0, len(rows), step):
             part = slice(first, first + step)
             others = {name: t[part] for name, t in theirs.items()}
             index = rows[part]
-            values[:, part] = run(losses, self, logits[part], others, self.pulls[:, index], index)
+            pulls = self.pulls[:, index]
+            values[:, part] = run.take(losses, self, logits[part], others, pulls, index)
         return values
 
     def _logits(self, name: str, of: Projection | Tensor, rows: Tensor) -> Tensor:
@@ -299,6 +296,20 @@ def in_place(
     if gradient is not logits:
         logits.copy_(gradient)
     return values
+
+
+class Run(NamedTuple):
+    """Who takes the losses of a chunk.
+
+    Attributes:
+        take: `in_place`, or what does the same faster.
+        by_blocks: it makes several passes, so it is given blocks that fit the processor's cache.
+        sure: its values are finite if hidden states are, so no one need wait for a GPU to look.
+    """
+
+    take: Callable[..., Tensor] = in_place
+    by_blocks: bool = True
+    sure: bool = False
 
 
 def by_kernels(

@@ -7,17 +7,14 @@ import ctypes
 from collections.abc import Callable, Mapping, Sequence
 from ctypes import c_float, c_int64, c_void_p
 from functools import partial
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from limbeck.losses import kernels, native, row_forms
+from limbeck.losses.chunks import RowTerm, Run, Work
 from limbeck.losses.native import address
 from limbeck.losses.projection import Projection
-
-if TYPE_CHECKING:
-    from limbeck.losses.chunks import RowTerm, Work
 
 TILE = 4096
 """Tokens that are summed in float32; their sums are summed in float64."""
@@ -41,9 +38,9 @@ class _Known(ctypes.Structure):
 def kernel(
     student: Projection,
     teachers: Mapping[str, Projection | Tensor],
-    terms: Sequence["RowTerm"],
-) -> Callable[..., Tensor] | None:
-    """`chunks.in_place` for these terms; None where they do not fit, or it cannot be compiled."""
+    terms: Sequence[RowTerm],
+) -> Run | None:
+    """Who takes these terms; None where they do not fit, or it cannot be compiled."""
     asked = row_forms.asked(terms)
     if asked is None:
         return None
@@ -65,14 +62,14 @@ def kernel(
     if asked.form is not None:
         macros["FORM"] = asked.form.name
     library = native.library("row_kernel.c", **macros)
-    return None if library is None else partial(_in_place, library, asked)
+    return None if library is None else Run(partial(_in_place, library, asked), by_blocks=False)
 
 
 def _in_place(
     library: ctypes.CDLL,
     asked: row_forms.Asked,
     _: Callable[..., tuple[Tensor, Tensor]],
-    work: "Work",
+    work: Work,
     logits: Tensor,
     theirs: Mapping[str, Tensor],
     pulls: Tensor,

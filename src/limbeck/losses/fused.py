@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from limbeck.losses import cpu, kernels
-from limbeck.losses.chunks import Chunked, RowTerm, Work, in_place
+from limbeck.losses.chunks import Chunked, RowTerm, Run, Work, in_place
 from limbeck.losses.divergences import adaptive_kl
 from limbeck.losses.labels import cross_entropy
 from limbeck.losses.projection import Projection
@@ -236,11 +236,11 @@ def sum_over_rows(
         )
     if reason := why_not(implementation):
         raise ValueError(f"{implementation}: {reason}")
-    run, by_blocks = _run(implementation, student, teachers, terms)
+    run = _run(implementation, student, teachers, terms)
     parts = (student.hidden, student.weight, student.bias, student.low_hidden, student.low_weight)
     # Within a model's autocast, products of float32 would be rounded to half precision.
     with torch.autocast(student.device.type, enabled=False):
-        work = Work(student, teachers, terms, chunk, run, by_blocks)
+        work = Work(student, teachers, terms, chunk, run)
         return Chunked.apply(work, *parts)  # pyright: ignore[reportReturnType]  # torch says Any
 
 
@@ -261,19 +261,18 @@ def _run(
     student: Projection,
     teachers: Mapping[str, Projection | Tensor],
     terms: Sequence[RowTerm],
-) -> tuple[Callable[..., Tensor], bool]:
-    """What takes the losses of rows, and whether it is given them block by block."""
+) -> Run:
     device = student.hidden.device.type
     if implementation == "compiled":
-        return compiled_block(), device == "cpu"
-    auto, kernel = implementation == "auto", None
+        return Run(compiled_block(), by_blocks=device == "cpu")
+    auto, run = implementation == "auto", None
     if (auto or implementation == "native") and device == "cpu":
-        kernel = cpu.kernel(student, teachers, terms)
+        run = cpu.kernel(student, teachers, terms)
     elif (auto and device == "cuda" and not why_not("triton")) or implementation == "triton":
         from limbeck.losses import gpu
 
-        kernel = gpu.kernel(student, terms)
-    return (in_place, True) if kernel is None else (kernel, False)
+        run = gpu.kernel(student, teachers, terms)
+    return run or Run()
 
 
 @functools.cache

@@ -8,18 +8,16 @@ import functools
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 import triton
 from torch import Tensor
 
 from limbeck.losses import row_forms, row_kernel
+from limbeck.losses.chunks import RowTerm, Run, Work
 from limbeck.losses.projection import Projection
 from limbeck.losses.sparse import Sparse
-
-if TYPE_CHECKING:
-    from limbeck.losses.chunks import RowTerm, Work
 
 log = logging.getLogger(__name__)
 
@@ -30,6 +28,9 @@ WARPS = 8
 
 MOST_PLACES = 1024
 """Known tokens of a row, which are all held at once."""
+
+LEAST_SHARE = 1e-4
+"""Of either model in a mixture that float32 can surely tell from nothing."""
 
 
 class _Logits(NamedTuple):
@@ -75,19 +76,35 @@ def works(device: torch.device) -> bool:
         return False
 
 
-def kernel(student: Projection, terms: Sequence["RowTerm"]) -> Callable[..., Tensor] | None:
-    """`chunks.in_place` for these terms; None where they do not fit, or it cannot be made."""
+def kernel(
+    student: Projection,
+    teachers: Mapping[str, Projection | Tensor],
+    terms: Sequence[RowTerm],
+) -> Run | None:
+    """Who takes these terms; None where they do not fit, or it cannot be made."""
     asked, hidden = row_forms.asked(terms), student.hidden
     places = [term.beside.ids.shape[1] for term in terms if isinstance(term.beside, Sparse)]
     if asked is None or max(places, default=0) > MOST_PLACES or hidden.dtype == torch.float64:
         return None
-    return partial(_in_place, asked) if works(hidden.device) else None
+    if not works(hidden.device):
+        return None
+    # An id that is known may not be there, and of a mixture nearly nothing may be of one model.
+    sure = not asked.knows and LEAST_SHARE <= asked.share <= 1 - LEAST_SHARE
+    sure = sure and all(map(_finite, (student, *teachers.values())))
+    return Run(partial(_in_place, asked), by_blocks=False, sure=sure)
+
+
+def _finite(of: Projection | Tensor) -> bool:
+    """Whether logits are finite if hidden states are: no token can be ruled out."""
+    if isinstance(of, Tensor):
+        return False
+    return of.bias is None and of.hidden.dtype != torch.float16  # where products may be too large
 
 
 def _in_place(
     asked: row_forms.Asked,
     _: Callable[..., tuple[Tensor, Tensor]],
-    work: "Work",
+    work: Work,
     logits: Tensor,
     theirs: Mapping[str, Tensor],
     pulls: Tensor,

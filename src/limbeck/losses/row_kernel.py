@@ -145,11 +145,14 @@ def row_of(
         places = tl.arange(0, PLACES)
         inside = places < known.places
         ids = tl.load(known.ids + row * known.places + places, mask=inside, other=0)
+        there = (ids >= 0) & (ids < vocabulary)
+        inside = inside & there
         mass = tl.load(known.mass + row * known.places + places, mask=inside, other=0.0)
         total = tl.sum(mass)
         # Before the gradient takes its place.
-        z_known = _shaped(student, row, ids, vocabulary)
-        tl.store(values + row, -tl.sum(tl.where(mass > 0, mass * (z_known * cool - mine), 0.0)))
+        z_known = _shaped(student, row, tl.where(there, ids, 0), vocabulary)
+        crossed = -tl.sum(tl.where(mass > 0, mass * (z_known * cool - mine), 0.0))
+        tl.store(values + row, tl.where(tl.min(there.to(tl.int32)) == 1, crossed, float("nan")))
     if FORM is not None:
         theirs = _log_normalizer(teacher, row, width, cool, TILE)
         if CENTRED:

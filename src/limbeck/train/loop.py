@@ -186,14 +186,15 @@ class Trainer:
         positions = sum(micro.views[None].ids.numel() for micro in micros)
         unaligned = sum(self.preparation.unaligned.values())
         layout = torch.tensor([float(tokens), float(positions), float(unaligned)])
-        totals = mesh.sum(torch.cat([counts.sum(0), layout]).to(mesh.device))
-        counts = totals[:-3].clamp(min=TINY)
+        totals = torch.cat([counts.sum(0), layout]).to(mesh.device, non_blocking=True)
+        counts, layout = mesh.sum(totals).tensor_split([-3])
+        counts = counts.clamp(min=TINY)
         terms = [term.at(state.step / self.steps) for term in self.terms]
         if self.balance == "gradient" and state.step % EVERY_STEPS == 0:
             norms = self.gradient_norms(micros[0], terms, counts)
             state.balance = by_gradient(state.balance, norms)
         scaled = [t.weight * scale for t, scale in zip(terms, state.balance, strict=True)]
-        weights = torch.tensor(scaled, device=mesh.device)
+        weights = torch.tensor(scaled).to(mesh.device, non_blocking=True)
         sums = torch.zeros(len(terms), device=mesh.device)
         with seeded(self.seed, "dropout", state.step, mesh.rank):
             for index, micro in enumerate(micros):
@@ -201,22 +202,27 @@ class Trainer:
                 with mesh.accumulating(self.student.module, last=last):
                     sums += self.forward_backward(micro, terms, weights / counts)
         mesh.average_gradients(self.projectors)
-        losses = mesh.sum(sums) / counts
-        loss = float((losses * weights).sum())
         rate = self.rate(state.step)
         with phase("limbeck.update"):
-            norm = self.update(loss, rate)
+            sums = mesh.sum(sums) / counts
+            figures = torch.cat([sums, layout, gradient_norm(self.parameters)[None]])
+            # Only here does a step wait for a GPU.
+            *losses, tokens, positions, unaligned, norm = figures.tolist()
+            norm /= state.scale.value
+            counted = [loss * scale for loss, scale in zip(losses, scaled, strict=True)]
+            loss = sum(counted)
+            self.update(loss, norm, rate)
         if self.balance == "uncertainty":
-            state.balance = by_uncertainty(state.balance, losses.tolist())
+            state.balance = by_uncertainty(state.balance, losses)
         state.step += 1
-        tokens, positions, state.unaligned = (int(total) for total in totals[-3:])
-        state.tokens += tokens
-        state.positions += positions
+        state.unaligned = int(unaligned)
+        state.tokens += int(tokens)
+        state.positions += int(positions)
         state.seconds += time.perf_counter() - began
         return {
             "loss": loss,
             **_by_label("loss", terms, losses),
-            **(_by_label("scaled", terms, losses * weights) if len(terms) > 1 else {}),
+            **(_by_label("scaled", terms, counted) if len(terms) > 1 else {}),
             "tokens": state.tokens,
             "padding": 1 - tokens / positions,
             "seconds": state.seconds,
@@ -229,12 +235,11 @@ class Trainer:
     def forward_backward(self, micro: MicroBatch, terms: Sequence[Term], factors: Tensor) -> Tensor:
         """One forward pass of every participant, one backward pass; returns each term's sum."""
         device, view = self.mesh.device, micro.views[None]
-        pairings = [pairing.to(device) for pairing in micro.pairings]
         with phase("limbeck.teacher"):
             heard = {name: self.listen(name, micro).to(device) for name in self.heard_names}
 
         def use(said: Signals) -> tuple[Tensor, Tensor]:
-            return loss_of(said, terms, pairings, factors, heard, self.logits)
+            return loss_of(said, terms, micro.pairings, factors, heard, self.logits)
 
         with phase("limbeck.student"):
             if self.at_head:
@@ -277,10 +282,9 @@ class Trainer:
             needs = needs - {"logits"} | PROJECTION
         return needs
 
-    def update(self, loss: float, rate: float) -> float:
-        """Clip and step; skip and count where loss or gradient is not finite. Returns the norm."""
+    def update(self, loss: float, norm: float, rate: float) -> None:
+        """Clip and step; skip and count where loss or gradient is not finite."""
         state = self.state
-        norm = float(gradient_norm(self.parameters)) / state.scale.value
         finite = math.isfinite(loss) and math.isfinite(norm)
         if finite:
             factor = min(1.0, self.clip / (norm + 1e-6)) / state.scale.value
@@ -299,11 +303,10 @@ class Trainer:
             state.bad_in_a_row = 0  # an fp16 overflow that a smaller scale will cure
         for parameter in self.parameters:
             parameter.grad = None
-        return norm
 
 
-def _by_label(prefix: str, terms: Sequence[Term], values: Tensor) -> dict[str, float]:
-    return {f"{prefix}/{t.label}": x for t, x in zip(terms, values.tolist(), strict=True)}
+def _by_label(prefix: str, terms: Sequence[Term], values: Sequence[float]) -> dict[str, float]:
+    return {f"{prefix}/{t.label}": x for t, x in zip(terms, values, strict=True)}
 
 
 def trained_parameters(

@@ -56,37 +56,39 @@ def loss_of(
     Args:
         student: its signals, with gradient.
         terms: k of them.
-        pairings: which rows stand beside which, for each term.
+        pairings: which rows stand beside which, for each term; they may be on the host still.
         factors: [k].
         heard: the teachers' signals, by name.
         implementation: how losses of logits are taken at a projection; see `sum_over_rows`.
     """
     at_head = student.logits is None and student.projection is not None
     chunked = [i for i, term in enumerate(terms) if at_head and "logits" in term.objective.asks]
-    sums = torch.zeros_like(factors)
+    sums = list(torch.zeros_like(factors))
     total = torch.zeros((), device=factors.device)
     if chunked:
-        picked = torch.tensor(chunked, device=factors.device)
-        total, sums[picked] = _over_head(
+        total, found = _over_head(
             student,
             [terms[i] for i in chunked],
             [pairings[i] for i in chunked],
-            factors[picked],
+            [factors[i] for i in chunked],
             heard,
             implementation,
         )
-    for index, (term, pairing) in enumerate(zip(terms, pairings, strict=True)):
+        for index, summed in zip(chunked, found, strict=True):
+            sums[index] = summed.to(factors.dtype)
+    for index, (term, host) in enumerate(zip(terms, pairings, strict=True)):
         if index in chunked:
             continue
+        pairing = host.to(factors.device)
         teacher = heard[term.teacher].select(pairing.teacher) if term.teacher else student
         rows = term.objective(student.select(pairing.student), teacher)
         # Not just a product: a row that does not count may be infinite, and 0 * inf is NaN.
         summed = (pairing.weight * torch.where(pairing.weight > 0, rows, 0.0)).sum()
-        sums[index] = summed.detach()
+        sums[index] = summed.detach().to(factors.dtype)
         total = total + factors[index] * summed
     if at_head and not chunked:
         total = total + _nothing(student.projection)
-    return total, sums
+    return total, torch.stack(sums)
 
 
 def _nothing(projection: Projection | None) -> Tensor:
@@ -99,7 +101,7 @@ def _over_head(
     student: Signals,
     terms: Sequence[Term],
     pairings: Sequence[Pairing],
-    factors: Tensor,
+    factors: Sequence[Tensor],
     heard: Mapping[str, Signals],
     implementation: str,
 ) -> tuple[Tensor, Tensor]:
@@ -110,6 +112,8 @@ def _over_head(
     made: list[RowTerm] = []
     for term, pairing, factor in zip(terms, pairings, factors, strict=True):
         weight, beside = _spread(pairing, len(labels))
+        if beside is not None:
+            beside = beside.to(labels.device, non_blocking=True)
         theirs = Signals(labels=labels)
         name = None
         if term.teacher is not None:
