@@ -9,7 +9,6 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, Self
 
-import torch
 from rich.console import Console
 
 from limbeck.core.errors import Interrupted
@@ -117,8 +116,7 @@ class Interruption:
 
     def on_step(self, step: Step) -> None:
         """Stop here if that was asked for on any process."""
-        asked = self.mesh.sum(torch.tensor(float(self.asked), device=self.mesh.device))
-        if asked and step.number < step.last:
+        if self.mesh.any(self.asked) and step.number < step.last:
             self.save()
             raise Interrupted(
                 f"stopped at step {step.number}, a checkpoint was written; {self.advice}"

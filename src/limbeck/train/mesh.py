@@ -104,6 +104,12 @@ class Mesh:
             dist.all_reduce(values)
         return values
 
+    def any(self, flag: bool) -> bool:
+        """Whether it is so on any process."""
+        if self.size == 1:
+            return flag
+        return bool(self.sum(torch.tensor(float(flag), device=self.device)))
+
     def gather(self, texts: Sequence[str]) -> list[list[str]]:
         """Every process's texts, by its rank."""
         if self.size == 1:
