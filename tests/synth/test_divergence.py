@@ -213,6 +213,14 @@ def test_scores_that_the_teacher_wrote_stand_for_its_reading():
     assert found[2].failure == "the teacher's scores do not spell the text"
 
 
+@pytest.mark.parametrize("end", ["<eos>", "\nQ:", " And"])
+def test_what_ended_an_answer_has_no_place_in_it(end):
+    """vLLM shows the token, or the stop string, behind a text that is without it."""
+    said = [["One", -1.0], [" two.", -2.0], [end, -3.0]]
+    found = written_tokens(row("a", "One two.", notes={"scores": said}))
+    assert [(t.start, t.end, t.logp) for t in found] == [(0, 3, -1.0), (3, 8, -2.0)]
+
+
 @pytest.mark.parametrize("lead", ["", " ", "\n"])
 def test_written_tokens_have_their_places_where_white_space_was_taken_off(lead):
     said = [{"text": "  Zwei", "logp": -1.0}, {"text": " größer\n", "logp": -2.0}]

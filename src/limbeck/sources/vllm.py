@@ -108,10 +108,7 @@ class VLLMWriter:
         self.steps += 1
 
     def _take_weights(self) -> None:
-        def load(model: Any) -> None:
-            model.load_weights(self._weights())
-
-        self.engine.apply_model(load)
+        self.engine.collective_rpc("reload_weights", kwargs={"weights_iterator": self._weights()})
         self.engine.reset_prefix_cache()
         self.steps = 0
 
@@ -135,11 +132,18 @@ def _start(spec: VLLMSpeaker, student: Any) -> tuple[Any, Any]:
         engine = vllm.LLM(
             model=folder,
             gpu_memory_utilization=spec.memory,
-            max_model_len=student.encoder.max_length,
+            max_model_len=_longest(student),
             dtype=str(student.autocast or torch.float32).removeprefix("torch."),
             enforce_eager=True,
         )
     return engine, vllm.SamplingParams
+
+
+def _longest(student: Any) -> int:
+    """Tokens of a text: as many as are kept of a sample, and the model has positions for."""
+    config = student.transformer.config.get_text_config()
+    positions = getattr(config, "max_position_embeddings", None)
+    return min(student.encoder.max_length, positions or student.encoder.max_length)
 
 
 def _written(output: Any) -> Continuation:

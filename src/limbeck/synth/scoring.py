@@ -101,7 +101,8 @@ def _read(reader: Reader, encodings: Sequence[Encoding]) -> list[list[Token]]:
 def written_tokens(row: Row) -> list[Token] | str:
     """The tokens of a row's text as the teacher wrote them, from the note `scores`; or why not.
 
-    An API does not tell the probability of the end of a text, so there is no token for it.
+    What comes behind the text is left out: some servers show the token, or the stop string, that
+    ended it, others do not.
     """
     kept: Any = row.notes.get(SCORES)
     if not kept:
@@ -115,7 +116,7 @@ def written_tokens(row: Row) -> list[Token] | str:
         size = len(text.encode(errors="replace"))
         tokens.append(Token(place, place + size, float(logp)))
         place += size
-    if spelt.strip() != row.text.strip():
+    if not spelt.lstrip().startswith(row.text.strip()):
         return "the teacher's scores do not spell the text"
     # White space before the first word may have been taken off the text since.
     lead = len(spelt[: len(spelt) - len(spelt.lstrip())].encode())
@@ -124,5 +125,5 @@ def written_tokens(row: Row) -> list[Token] | str:
     return [
         Token(max(0, t.start - lead), min(size, t.end - lead), t.logp)
         for t in tokens
-        if t.end > lead
+        if t.end > lead and t.start - lead < size
     ]

@@ -3,7 +3,7 @@
 import json
 import logging
 import math
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,8 @@ class Capabilities:
 
     Attributes:
         n: several answers to one request.
-        seed: the same seed draws the same words, another one others.
+        seed: the same seed draws the same words, another one others; None where all draws were the
+            same, so that nothing could be seen of it.
         logprobs: log-probabilities of the answer's tokens that can be believed.
         prefix: it goes on from the beginning of an answer.
         max_name: what it calls the longest answer: `max_tokens`, or `max_completion_tokens`.
@@ -38,7 +39,7 @@ class Capabilities:
     """
 
     n: bool = False
-    seed: bool = False
+    seed: bool | None = False
     logprobs: bool = False
     prefix: bool = False
     max_name: str = "max_tokens"
@@ -65,9 +66,9 @@ async def probe(spec: ServerTeacher, ask: Ask, path: Path, account: str) -> Capa
         "%s: %s",
         spec.model,
         ", ".join(
-            f"{name} {'yes' if value else 'no'}"
+            f"{name} {'unknown' if value is None else 'yes' if value else 'no'}"
             for name, value in asdict(found).items()
-            if isinstance(value, bool)
+            if not isinstance(value, str)
         ),
     )
     known: dict[str, Any] = {}
@@ -115,7 +116,7 @@ async def _found(spec: ServerTeacher, ask: Ask) -> Capabilities:
     begun = await tried(question=Question(id="probe", prompt=question.prompt, prefix="The sea is"))
     return Capabilities(
         n=two is not None and len(two.choices) == 2,
-        seed=len(words) == 3 and words[0] == words[1] != words[2],
+        seed=seeded(words),
         logprobs=scored is not None and bool(scored.choices) and believable(scored),
         prefix=begun is not None
         and bool(begun.choices)
@@ -125,20 +126,32 @@ async def _found(spec: ServerTeacher, ask: Ask) -> Capabilities:
     )
 
 
+def seeded(words: Sequence[str]) -> bool | None:
+    """What the answers to one question with the seeds 1, 1 and 2 say; fewer, where it refused."""
+    if len(words) < 3 or words[0] != words[1]:
+        return False
+    return True if words[1] != words[2] else None
+
+
 def believable(heard: Heard) -> bool:
-    """Whether an answer's log-probabilities can be the model's: some servers send placeholders."""
+    """Whether an answer's log-probabilities can be the model's: some servers send placeholders.
+
+    They may go on behind the text, with the token that ended it.
+    """
     scores = heard.choices[0].scores or ()
     if not scores or len({score.logp for score in scores}) == 1 < len(scores):
         return False
-    joined = "".join(score.text for score in scores)
-    whole = joined.split() == heard.choices[0].text.split()
-    return whole and all(map(_plausible, scores))
+    spelt, text = (
+        "".join(words.split())
+        for words in ("".join(score.text for score in scores), heard.choices[0].text)
+    )
+    return spelt.startswith(text) and all(map(_plausible, scores))
 
 
 def _plausible(score: Scored) -> bool:
-    top = [value for _, value in score.top]
-    total = sum(math.exp(value) for value in top)
-    return top == sorted(top, reverse=True) and total <= 1 + 1e-3
+    total = sum(math.exp(value) for _, value in score.top)
+    others = [value for text, value in score.top if text != score.text]  # vLLM begins with its own
+    return others == sorted(others, reverse=True) and total <= 1 + 1e-3
 
 
 def _hopeless(spec: ServerTeacher, error: Exception) -> Exception:

@@ -251,7 +251,7 @@ class Server:
         left, replies = list(indices), dict[int, Reply]()
         while left:
             sent = dict(asked)
-            if self.capabilities.seed:
+            if self.capabilities.seed is not False:
                 # By the first index, so that a second request does not draw the same again.
                 sent["seed"] = stream_seed(sampling.seed, "request", left[0]) % 2**31
             wanted = [keys[index] for index in left]

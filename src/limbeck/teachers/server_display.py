@@ -40,7 +40,7 @@ class ServerDisplay:
 
     def failed(self, reason: str) -> None:
         """A request has to be tried again."""
-        self.troubles[" ".join(reason.split()[:3])] += 1
+        self.troubles[" ".join(reason.split()[:3]).rstrip(":")] += 1
 
     def answered(self, replies: Sequence[Reply], pace: Pace, totals: Totals) -> None:
         """A question is done."""
