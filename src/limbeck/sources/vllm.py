@@ -1,7 +1,9 @@
 """The student writes through vLLM, in the same process: much faster on a GPU than one's own loop.
 
 The engine holds a second copy of the weights. Before it writes it is handed those of the student,
-if a step has been taken since, and its prefix cache is emptied, which is of other weights.
+if a step has been taken since, and its prefix cache is emptied, which is of other weights. What it
+then says of its own words is compared with what the student says of them, now and then: an engine
+that has kept a part of its old weights would write as if nothing were wrong.
 """
 
 import os
@@ -13,13 +15,20 @@ from typing import Annotated, Any
 import torch
 from pydantic import Field
 from torch import Tensor
+from torch.distributed.fsdp import FSDPModule
 
 from limbeck.core.errors import RecipeError
 from limbeck.core.protocols import Speaking
 from limbeck.core.registry import register
-from limbeck.core.types import Sample, Sampling
+from limbeck.core.types import NO_OFFSET, Encoding, Sample, Sampling
 from limbeck.models.writing import Continuation
 from limbeck.sources.speakers import ids_of
+
+CHECKED = 4
+"""Answers that are compared at a time."""
+
+FAR_TIMES, FAR_NATS = 10.0, 0.05
+"""How much farther apart than at first, and how far, log-probabilities of a token may lie."""
 
 
 @register("speaker", "vllm")
@@ -60,17 +69,19 @@ class VLLMWriter:
     def __init__(
         self, spec: VLLMSpeaker, student: Any, engine: Any = None, parameters: Any = None
     ) -> None:
-        if hasattr(student.transformer, "peft_config"):
+        adapted = hasattr(student.transformer, "peft_config")
+        if adapted or isinstance(student.module, FSDPModule):
+            how = "trains adapters" if adapted else "is split over processes"
             raise RecipeError(
                 "source.speaker",
-                "vllm takes whole weights, and the student trains adapters; use"
-                " the speaker `student`",
+                f"vllm takes whole weights, and the student {how}; use the speaker `student`",
             )
         self.spec, self.student = spec, student
         self.engine, self.parameters = engine, parameters
         if engine is None:
             self.engine, self.parameters = _start(spec, student)
         self.steps = spec.every  # stale: it began with the weights of a file
+        self.taken, self.apart = 0, 0.0
 
     def write(
         self,
@@ -82,9 +93,11 @@ class VLLMWriter:
     ) -> Sequence[Continuation]:
         """Continue each prompt with the student's present weights."""
         del teachers
-        if self.steps >= self.spec.every:
+        fresh = self.steps >= self.spec.every
+        if fresh:
             self._take_weights()
-        asked = [{"prompt_token_ids": ids} for ids in ids_of(student, prompts)]
+        before = ids_of(student, prompts)
+        asked = [{"prompt_token_ids": ids} for ids in before]
         settings = [
             self.parameters(
                 n=1,
@@ -101,7 +114,10 @@ class VLLMWriter:
             for seed in seeds
         ]
         heard = self.engine.generate(asked, settings, use_tqdm=False)
-        return [_written(output.outputs[0]) for output in heard]
+        written = [_written(output.outputs[0]) for output in heard]
+        if fresh and self.taken.bit_count() == 1:  # the 1st, 2nd, 4th, 8th ... time
+            self._compare(before[:CHECKED], written[:CHECKED])
+        return written
 
     def on_step(self) -> None:
         """A step was taken: the weights are others now."""
@@ -111,6 +127,44 @@ class VLLMWriter:
         self.engine.collective_rpc("reload_weights", kwargs={"weights_iterator": self._weights()})
         self.engine.reset_prefix_cache()
         self.steps = 0
+        self.taken += 1
+
+    @torch.no_grad()
+    def _compare(self, prompts: Sequence[Sequence[int]], written: Sequence[Continuation]) -> None:
+        """That it has the student's weights.
+
+        Raises:
+            RecipeError: it has not.
+        """
+        said = [logp for one in written for logp in one.logp]
+        if not said:
+            return
+        encodings = [
+            Encoding(
+                ids=[*prompt, *one.ids],
+                learn=[False] * len(prompt) + [True] * len(one.ids),
+                starts=[NO_OFFSET] * (len(prompt) + len(one.ids)),
+                ends=[NO_OFFSET] * (len(prompt) + len(one.ids)),
+            )
+            for prompt, one in zip(prompts, written, strict=True)
+        ]
+        module = self.student.module
+        training = module.training
+        module.eval()
+        try:
+            own = self.student.read(self.student.collate(encodings), frozenset({"chosen"})).chosen
+        finally:
+            module.train(training)
+        apart = float((own.cpu() - torch.tensor(said)).abs().mean())
+        if self.taken == 1:
+            self.apart = apart
+        elif not apart <= max(FAR_TIMES * self.apart, FAR_NATS):
+            raise RecipeError(
+                "source.speaker",
+                f"vllm has not taken the student's weights: of its own words it is {apart:.2g} nats"
+                f" a token away from the student, at first {self.apart:.2g}. Use another version of"
+                " vllm, or the speaker `student`",
+            )
 
     def _weights(self) -> Iterator[tuple[str, Tensor]]:
         for name, value in self.student.transformer.state_dict().items():
@@ -121,6 +175,7 @@ def _start(spec: VLLMSpeaker, student: Any) -> tuple[Any, Any]:
     try:
         # The engine's own process could not be handed tensors without pickling functions.
         os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+        os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")  # it tells of each hand-over
         import vllm  # pyright: ignore[reportMissingImports]
     except ImportError:
         raise RecipeError(
