@@ -35,7 +35,7 @@ def characters():
     return Encoder(PreTrainedTokenizerFast(tokenizer_object=raw, eos_token="<eos>"), 512)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(TEXT, TEXT, TEXT)
 def test_a_privileged_prompt_shifts_rows_and_loses_none(prompt, completion, secret):
     encoder = _global_encoder()

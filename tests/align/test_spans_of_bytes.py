@@ -144,7 +144,7 @@ def encodings(draw, lengths):
     return found
 
 
-@settings(max_examples=250, deadline=None)
+@settings(max_examples=250)
 @given(st.data())
 def test_groups_are_those_of_a_walk_along_both_texts(data):
     lengths = data.draw(st.lists(st.integers(0, 14), min_size=1, max_size=4))
@@ -258,7 +258,7 @@ def test_of_two_turns_that_end_at_the_same_byte_one_cannot_say_which_is_which():
         assert members(pairing.student) == members(pairing.teacher) == [[0]]
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.data())
 def test_order_pairs_the_first_with_the_first_up_to_the_shorter(data):
     lengths = data.draw(st.lists(st.integers(0, 14), min_size=1, max_size=4))
@@ -280,7 +280,7 @@ def test_order_pairs_the_first_with_the_first_up_to_the_shorter(data):
         assert pairing.weight.tolist() == weight
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.data())
 def test_the_same_view_gives_singletons_that_change_no_signal(data):
     lengths = data.draw(st.lists(st.integers(0, 14), min_size=1, max_size=4))

@@ -37,7 +37,7 @@ def test_distance_itself():
     assert distance(b"", b"abc") == 3
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(teacher=TOKENS, student=TOKENS, limit=st.one_of(st.none(), st.integers(0, 4)))
 def test_nearest_is_the_nearest(teacher, student, limit):
     got = nearest(teacher, student, max_distance=limit)
@@ -52,7 +52,7 @@ def test_nearest_is_the_nearest(teacher, student, limit):
         assert index == (best[1] if limit is None or best[0] <= limit else -1)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(teacher=TOKENS, student=TOKENS)
 def test_shared_tokens_are_equal_and_all_of_them(teacher, student):
     theirs, mine = (ids.tolist() for ids in shared_tokens(teacher, student))
@@ -93,7 +93,7 @@ def test_space_marks_of_real_tokenizers_are_spaces(shared):
             assert distance(token, teacher[got[index]]) == least
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(first=TOKENS, second=TOKENS)
 def test_costs_are_distances_over_the_longer_length(first, second):
     table = edit_costs(first, second)
@@ -107,7 +107,7 @@ def test_costs_are_distances_over_the_longer_length(first, second):
                 assert cost == pytest.approx(distance(a, b) / longest, abs=5e-4)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(first=TOKENS, second=TOKENS, data=st.data())
 def test_costs_of_pairs_are_those_of_the_table(first, second, data):
     index = st.tuples(st.integers(0, len(first) - 1), st.integers(0, len(second) - 1))

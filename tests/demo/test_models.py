@@ -38,7 +38,7 @@ def test_both_have_the_same_tokenizer(models):
     assert models["teacher"].vocabulary == models["student"].vocabulary
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(text=st.text(st.characters(blacklist_categories=["Cs"]), max_size=60))
 def test_any_text_survives_the_tokenizer(models, text):
     tokenizer = models["teacher"].tokenizer

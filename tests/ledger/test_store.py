@@ -108,7 +108,7 @@ def test_a_budget_error_says_all_and_records_nothing(ledger, path):
     ledger.begin(["c"], {}, 0.5, "api", None)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     st.lists(
         st.tuples(

@@ -236,7 +236,7 @@ def test_text_that_follows_changes_no_row_before_it():
     assert not torch.allclose(after[5:], before[5:])
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(0, 2**32 - 1), st.lists(st.integers(0, 3), min_size=1, max_size=15))
 def test_samples_can_be_taken_one_at_a_time(seed, sample):
     index = torch.tensor(sample)

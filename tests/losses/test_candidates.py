@@ -30,7 +30,7 @@ def groups_of(sizes):
     return torch.tensor([g for g, size in enumerate(sizes) for _ in range(size)])
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.lists(st.integers(1, 5), min_size=1, max_size=4),
     st.sampled_from(KINDS),

@@ -255,7 +255,7 @@ TEMPERATURE = st.floats(0.25, 8.0)
 
 
 @every
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(student=ROW, teacher=ROW, temperature=TEMPERATURE)
 def test_never_negative(loss, kw, student, teacher, temperature):
     for dtype, rounding in ((torch.float64, 1e-14), (torch.float32, 2e-6)):
@@ -266,7 +266,7 @@ def test_never_negative(loss, kw, student, teacher, temperature):
 
 
 @every
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(row=ROW, temperature=TEMPERATURE)
 def test_zero_with_zero_gradient_where_both_are_equal(loss, kw, row, temperature):
     for dtype, rounding in ((torch.float64, 1e-14), (torch.float32, 1e-6)):
@@ -286,7 +286,7 @@ def test_mixtures_are_exactly_zero_at_equality_whatever_the_share(v):
         assert not losses.skew_reverse_kl(logits, logits, alpha=share).any()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(student=ROW, teacher=ROW, share=st.floats(0.001, 0.999))
 def test_bounds(student, teacher, share):
     s, t = torch.tensor([student]).double(), torch.tensor([teacher]).double()

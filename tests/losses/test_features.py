@@ -207,7 +207,7 @@ def test_cosine_does_not_see_length():
     assert near(features.hidden_cosine(5 * s, 0.1 * t), features.hidden_cosine(s, t))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(0, 2**32 - 1), st.integers(2, 12))
 def test_the_order_of_rows_changes_nothing(seed, n):
     s, t = pair(n, 4, seed=seed)
@@ -229,7 +229,7 @@ def test_samples_do_not_meet():
     assert not torch.allclose(after[SAMPLE == 0], before[SAMPLE == 0])
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(0, 2**32 - 1), st.integers(1, 9), st.floats(-30, 30))
 def test_ranges(seed, n, power):
     s, t = pair(n, 3, seed=seed)
@@ -377,7 +377,7 @@ def test_shapes_that_do_not_fit():
             loss(s, t[:6])
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.integers(0, 4), max_size=20))
 def test_blocks_hold_each_row_once_and_in_order(sample):
     index = torch.tensor(sample, dtype=torch.long)

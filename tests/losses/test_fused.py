@@ -131,7 +131,7 @@ def test_no_less_accurate_than_whole_logits_in_the_same_precision(name, dtype):
     assert (mine <= 1.1 * naive + floor).all(), (mine, naive)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     n=st.integers(0, 40),
     v=st.integers(2, 200),

@@ -60,7 +60,7 @@ def test_near_the_teacher_the_value_goes_with_t_squared_and_the_gradient_with_t(
         torch.testing.assert_close(slope(value, student), wanted, rtol=1e-2, atol=1e-8)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(student=ROW, teacher=ROW, low=st.floats(0, 1), high=st.floats(0, 1))
 def test_it_grows_with_t(student, teacher, low, high):
     low, high = sorted((low, high))

@@ -39,7 +39,7 @@ def test_worked_numbers():
     assert value(student, teacher, 1.0)[0] == pytest.approx(plain, abs=1e-12)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(student=LOGP, teacher=LOGP, temperature=st.sampled_from([1.0, 3.0, 100.0, 1e4]))
 def test_against_sixty_digits(student, teacher, temperature):
     got, slope = value(student, teacher, temperature)
@@ -48,7 +48,7 @@ def test_against_sixty_digits(student, teacher, temperature):
     assert slope == pytest.approx(want_slope, rel=2e-5, abs=1e-12)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     student=LOGP,
     factor=st.floats(0.5, 2.0),
@@ -67,14 +67,14 @@ def test_near_equality_nothing_cancels(student, factor, temperature):
         assert slope == pytest.approx(want_slope, rel=2e-3, abs=1e-5)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(both=st.floats(0, 1000).map(lambda x: -x), temperature=st.sampled_from([1.0, 100.0]))
 def test_equal_probabilities_give_zero_and_no_gradient(both, temperature):
     for dtype in (torch.float32, torch.float64):
         assert value(both, both, temperature, dtype) == (0.0, 0.0)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     student=st.one_of(st.just(0.0), LOGP),
     teacher=st.one_of(st.just(0.0), LOGP),

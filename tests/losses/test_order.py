@@ -61,7 +61,7 @@ def test_a_student_that_is_surer_pays_nothing_and_one_that_is_less_sure_does():
     torch.testing.assert_close(flat, 0.5 * losses.ranking(torch.zeros_like(teacher), teacher))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(student=ROW, teacher=ROW, scale=st.floats(0.1, 10), shift=EIGHTH)
 def test_it_has_no_scale_of_its_own(student, teacher, scale, shift):
     s, z = torch.tensor([student]).double(), torch.tensor([teacher]).double()

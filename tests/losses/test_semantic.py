@@ -142,7 +142,7 @@ def test_what_is_in_both_rests_costs_nothing():
     assert (semantic_transport(student, teacher, same, k=7) > 1e-4).all()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     rows=st.lists(st.floats(-20, 20, width=32), min_size=16, max_size=16),
     k=st.integers(1, 7),
@@ -158,7 +158,7 @@ def test_never_negative_for_distances_in_the_plane(rows, k, dtype):
     assert student.grad.sum().abs() < 1e-4
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(row=st.lists(st.floats(-20, 20, width=32), min_size=7, max_size=7), k=st.integers(1, 7))
 def test_equal_models_have_no_loss_and_no_gradient(row, k):
     student = torch.tensor([row], requires_grad=True)

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from limbeck.losses.sequence_ranking import sequence_ranking
@@ -45,7 +45,6 @@ rows = st.lists(
 )
 
 
-@settings(deadline=None)
 @given(rows, st.sampled_from([0.0, 0.5]), st.booleans())
 def test_it_is_the_sum_over_pairs(table, margin, mean):
     columns = [list(column) for column in zip(*table, strict=True)]
@@ -53,7 +52,6 @@ def test_it_is_the_sum_over_pairs(table, margin, mean):
     assert found.tolist() == pytest.approx(by_loop(*columns, margin, mean), abs=1e-9)
 
 
-@settings(deadline=None)
 @given(rows, st.randoms())
 def test_the_order_of_rows_and_the_numbers_of_groups_mean_nothing(table, draw):
     before = sequence_ranking(*tensors(*[list(c) for c in zip(*table, strict=True)]))

@@ -144,7 +144,7 @@ def test_gradient(w, square):
     assert torch.autograd.gradcheck(loss, inputs)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(row=ROW, epsilon=st.floats(0.02, 2.0))
 def test_equal_distributions_give_zero_and_no_gradient(row, epsilon):
     for dtype in (torch.float32, torch.float64):
@@ -182,7 +182,7 @@ def test_descent_reaches_the_teacher():
 # --- properties -------------------------------------------------------------------------------
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(student=ROW, teacher=ROW, epsilon=st.floats(0.05, 2.0))
 def test_never_negative_and_finite(student, teacher, epsilon):
     for dtype, rounding in ((torch.float64, 1e-9), (torch.float32, 1e-5)):

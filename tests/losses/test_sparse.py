@@ -115,7 +115,7 @@ def test_the_tail_makes_no_difference_to_the_gradient_of_draws(tail):
 # --- top-k ------------------------------------------------------------------------------------
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.integers(0, 10**6),
     st.integers(1, 12),

@@ -31,7 +31,7 @@ def test_closed_forms(teacher, student, value):
     assert sorted_l1(logits(*teacher), logits(*student)).item() == pytest.approx(value, abs=1e-12)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(WEIGHTS, WEIGHTS)
 def test_is_the_least_l1_over_all_ways_to_match_the_vocabularies(left, right):
     p, q = [w / sum(left) for w in left], [w / sum(right) for w in right]
@@ -46,7 +46,7 @@ def test_is_the_least_l1_over_all_ways_to_match_the_vocabularies(left, right):
     assert got <= 2 * (1 - 1 / width) + 1e-12
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(WEIGHTS, WEIGHTS)
 def test_is_v_times_the_wasserstein_distance_of_the_histograms_of_values(left, right):
     """By the integral over all x of |F_p(x) - F_q(x)|, F the share of tokens up to x."""

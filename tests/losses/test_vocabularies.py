@@ -148,7 +148,7 @@ def partitions(draw):
     )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     both=partitions(),
     seed=st.integers(0, 1000),

@@ -102,7 +102,7 @@ def test_what_does_not_fit_is_cut_and_counted(tokenizer, encoder):
     assert cut.truncated == len(whole.ids) - 6
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(prompt=TEXT, completion=TEXT)
 def test_offsets_cover_the_bytes_of_the_text(tokenizer, prompt, completion):
     encoder = Encoder(tokenizer, 4096)

@@ -22,7 +22,7 @@ def test_byte_places_are_those_of_utf_8(text):
     assert byte_places(text).tolist() == [len(text[:n].encode()) for n in range(len(text) + 1)]
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(TEXT, st.data())
 def test_tokens_cut_at_any_byte_are_found_exactly(text, data):
     """Offsets in characters, as byte-level tokenizers give them, are made bytes again."""
@@ -71,7 +71,7 @@ def test_added_tokens_have_no_offset_and_empty_texts_no_tokens():
     assert covered("", [(0, 0)], [None]) == [(NO_OFFSET, NO_OFFSET)]
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(TEXT, st.data())
 def test_any_offsets_at_all_give_stretches_that_follow_one_another(text, data):
     """Also those that no tokenizer should give: overlapping, out of order, with holes."""

@@ -341,7 +341,7 @@ def test_attention_must_be_among_the_same_samples():
         dual_space.cross_attention(x, x, x, x, torch.tensor([0, 0]), torch.tensor([0, 1]))
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(0, 9), st.integers(1, 12), st.integers(0, 100))
 def test_chunks_are_the_whole(n, rows, seed):
     random = torch.Generator().manual_seed(seed)

@@ -133,7 +133,7 @@ def every_rising_choice(rows, columns, least=0):
         yield from ([first, *rest] for rest in every_rising_choice(rows - 1, columns, first))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(1, 4), st.integers(1, 5), st.integers(0, 2**32 - 1))
 def test_the_rising_choice_is_the_best_of_all(rows, columns, seed):
     random = torch.Generator().manual_seed(seed)

@@ -2,7 +2,7 @@
 
 import pytest
 import yaml
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from limbeck.core.errors import RecipeError
@@ -61,7 +61,6 @@ values = st.recursive(
 )
 
 
-@settings(suppress_health_check=[HealthCheck.too_slow])
 @given(st.dictionaries(words, values, max_size=4))
 def test_what_yaml_writes_is_read_back(mapping):
     text = yaml.safe_dump(mapping, allow_unicode=True)

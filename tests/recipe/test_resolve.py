@@ -167,7 +167,7 @@ def recipes_with(objective, teacher, kind):
 
 @pytest.mark.parametrize("kind", OBJECTIVES)
 def test_round_trip(kind):
-    @settings(max_examples=10, deadline=None)
+    @settings(max_examples=10)
     @given(recipes(kind))
     def check(recipe):
         again = resolve(parse(dump(recipe)))

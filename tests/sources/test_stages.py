@@ -81,7 +81,7 @@ def test_the_stage_is_that_of_the_sample_to_come(files):
     assert seen == [(0, "low")] * 6 + [(1, "high")] * 2
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(at=st.integers(0, 40), epochs=st.integers(1, 3))
 def test_it_goes_on_from_any_sample(files_for_hypothesis, at, epochs):
     spec = stages(files_for_hypothesis, (epochs,))

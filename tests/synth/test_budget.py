@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from limbeck.synth.budget import budget_curve
@@ -39,7 +39,6 @@ problems = st.lists(
 )
 
 
-@settings(deadline=None)
 @given(problems, st.floats(-0.1, 1.1))
 def test_each_point_is_what_one_counts_by_hand(rows, threshold):
     p, right, short, reasoned_right, long = map(list, zip(*rows, strict=True))

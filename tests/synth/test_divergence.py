@@ -273,7 +273,7 @@ def test_a_local_model_gives_the_log_probabilities_of_the_text(tiny_teacher):
         assert [t.end for t in tokens] == sorted(t.end for t in tokens)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(st.integers(0, 2**32))
 def test_a_model_beside_itself_has_no_sentences_of_its_own(tiny_teacher, seed):
     model = load_teacher(LocalTeacher(name=str(tiny_teacher)), torch.device("cpu"), 128)

@@ -49,7 +49,7 @@ TEXT = st.lists(st.sampled_from("a b c d".split()), min_size=0, max_size=7).map(
     st.integers(1, 3),
     st.sampled_from(("ngrams", "minhash")),
 )
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_no_two_that_stay_are_alike_and_a_second_pass_drops_nothing(texts, threshold, words, by):
     step = Duplicates(by=by, threshold=threshold, words=words)
     made, _ = run_step(step, asked(*texts))
@@ -70,7 +70,7 @@ def test_no_two_that_stay_are_alike_and_a_second_pass_drops_nothing(texts, thres
 
 
 @given(st.lists(TEXT, min_size=2, max_size=8), st.randoms(use_true_random=False))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_equal_texts_leave_one_whatever_their_order(texts, draw):
     distinct = {tuple(text.split()) for text in texts if text}
     draw.shuffle(texts)

@@ -2,7 +2,7 @@
 
 import pytest
 from fakes import FakeWriter, broken, cut
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from injections import parts, with_code
 
@@ -33,7 +33,6 @@ def compare(by, say, incumbent, challenger):
     return verdict.margin
 
 
-@settings(deadline=None)
 @given(st.integers(1, 7), st.integers(1, 7), st.integers(0, 3), st.booleans())
 def test_what_a_place_adds_to_a_score_cancels_exactly(one, other, bias, first_liked):
     def scored(first, second):
@@ -43,7 +42,6 @@ def test_what_a_place_adds_to_a_score_cancels_exactly(one, other, bias, first_li
     assert compare("scores", scored, str(one), str(other)) == other - one
 
 
-@settings(deadline=None)
 @given(
     st.integers(1, 10),
     st.integers(1, 10),

@@ -37,7 +37,6 @@ def in_order(things, ranking):
     return places == sorted(places)
 
 
-@settings(deadline=None)
 @given(
     st.integers(1, 5).flatmap(lambda k: st.lists(st.permutations(range(k)), min_size=1, max_size=3))
 )
@@ -207,7 +206,7 @@ def test_groups_that_stand_apart_are_refused():
         run([*group("a", "t1 s1", "t2 s2"), *group("b", "t1 s1"), *group("a", "t3 s3")])
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(
     st.lists(
         st.lists(st.tuples(st.integers(1, 4), st.integers(1, 4)), min_size=1, max_size=4),

@@ -313,7 +313,7 @@ def test_two_rounds_of_refinement():
     assert desk.counts["better: revised"] == 8
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(st.lists(st.sampled_from(["answer 2", "answer 9", "", "x"]), max_size=8), st.integers(1, 9))
 def test_every_row_comes_out_once_whatever_is_asked_at_a_time(texts, window):
     rows = [row(f"r{k}", text) for k, text in enumerate(texts)]

@@ -4,7 +4,7 @@ import re
 
 import pytest
 from fakes import FakeWriter
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from injections import ECHOES, INJECTIONS, KNOWN, parts
 
@@ -185,7 +185,6 @@ def test_rankings_are_read_strictly(numbers, expected):
     assert verdicts.permutation(f"RANKING {CODE} {numbers}\n", CODE, 3) == expected
 
 
-@settings(deadline=None)
 @given(st.text(), st.text(), st.sampled_from(["A", "B", "TIE"]))
 def test_any_text_before_a_verdict_is_no_matter(before, answer, said):
     code = verdicts.code_for(3, "x", [before, answer])
@@ -194,7 +193,6 @@ def test_any_text_before_a_verdict_is_no_matter(before, answer, said):
     assert verdicts.without_verdict(reply) == f"{before}\n{answer}".strip()
 
 
-@settings(deadline=None)
 @given(st.lists(st.text(max_size=30), min_size=1, max_size=4), st.text(max_size=20))
 def test_marks_hold_what_was_put_between_them(texts, name):
     code = verdicts.code_for(0, name, texts)

@@ -171,7 +171,7 @@ def kept(keep, k=5, columns=40, width=6, dtype="float32", temperature=1.0):
     return keeper(spec, columns, width, dtype)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     st.sampled_from(sorted(KEEPERS)),
     st.lists(st.integers(0, 7), min_size=1, max_size=5),

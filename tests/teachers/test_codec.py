@@ -59,7 +59,7 @@ def sizes(draw):
     return rows, vocabulary, k
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=120)
 @example((300, 20, 20), 0, 1.0, 0.0)  # more rows than a byte can count
 @example((2, 300_000, 300_000), 1, 3.0, 0.5)
 @given(
@@ -149,7 +149,7 @@ def test_the_lowest_logit_a_mask_writes_rules_a_token_out():
     assert by_id(np.array([[0, 1]]), back)[1].tolist() == [[0.0, -np.inf]]
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=120)
 @given(
     st.integers(0, 2**32 - 1),
     st.integers(0, 300),
@@ -176,7 +176,7 @@ def test_draws_come_back(seed, rows, draws, vocabulary, spread):
     assert found.shape == (rows, widest)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.integers(0, 2**32 - 1),
     st.integers(0, 20),
@@ -277,7 +277,7 @@ def test_ids_and_counts_are_checked_against_what_the_cell_says():
         unpack_draws(cells(5, 3, 4, 2), 1)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.data())
 def test_damaged_cells_give_a_value_error_or_arrays_of_the_right_shape(data):
     """No other error, no endless loop, no memory without bound; SHA-256 is the store's affair."""

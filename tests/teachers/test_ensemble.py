@@ -73,7 +73,7 @@ def same(a, b):
 
 
 @pytest.mark.parametrize("packed", [False, True])
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(data=st.data())
 def test_some_samples_are_what_collating_them_alone_gives(tokenizer, packed, data):
     lengths = data.draw(st.lists(st.integers(1, 9), min_size=1, max_size=6))
@@ -198,7 +198,7 @@ def test_tokens_that_a_member_rules_out(tokenizer):
         assert bool((p[:, 3] == 0).all()) is (how == "geometric")
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(share=st.floats(0.05, 0.95), seed=st.integers(0, 100))
 def test_terms_with_weights_have_the_gradient_of_the_mixture(share, seed):
     """What the documentation says: forward KL to a mixture is the sum of forward KLs, less a
@@ -224,7 +224,7 @@ def test_terms_with_weights_have_the_gradient_of_the_mixture(share, seed):
 
 
 @pytest.mark.parametrize("packed", [False, True])
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(data=st.data())
 def test_each_sample_is_read_by_its_own_member_alone(tokenizer, packed, data):
     lengths = data.draw(st.lists(st.integers(1, 6), min_size=1, max_size=7))

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -52,7 +52,7 @@ def asked_of(text, sampling, n=1, seeded=True):
     )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     text=st.text(max_size=20),
     temperature=st.sampled_from([0.0, 0.5, 1.0]),
@@ -83,7 +83,7 @@ def test_canned_words_and_their_probabilities_hold_together(
             assert score.logp == own if own is not None else score.logp <= min(values, default=0)
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=150)
 @given(
     body=st.recursive(
         st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),

@@ -193,7 +193,7 @@ ENCODING = st.integers(0, 6).flatmap(
 )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(encodings=st.lists(ENCODING, min_size=1, max_size=6))
 def test_both_layouts_hold_the_same_rows(encodings):
     padded, packed = views(encodings)
@@ -213,7 +213,7 @@ def test_both_layouts_hold_the_same_rows(encodings):
     assert torch.equal(alone(packed, weights).weight, alone(padded, weights).weight)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.lists(st.tuples(ENCODING, ENCODING), min_size=1, max_size=5), st.booleans())
 def test_rows_pair_alike_in_any_two_layouts(couples, same_vocabulary):
     students, teachers = views([c[0] for c in couples]), views([c[1] for c in couples])
