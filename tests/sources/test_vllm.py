@@ -112,6 +112,15 @@ def test_it_gets_the_weights_after_each_step_and_forgets_what_it_read(make_recip
         assert torch.equal(mine, its)
 
 
+def test_a_prompt_behind_which_no_word_fits_is_left_out(make_recipe, student):
+    engine, speaker = writer(make_recipe, student)
+    long = replace(PROMPT, turns=(Turn(text="the cat " * 400),))
+    asked = [PROMPT, long, PROMPT]
+    said = speaker.write(student, {}, asked, [1, 2, 3], Sampling(max_tokens=2, scores=0))
+    assert [one is None for one in said] == [False, True, False]
+    assert [setting.seed for setting in engine.asked] == [1, 3]
+
+
 def test_an_engine_that_keeps_old_weights_is_found_out(make_recipe, student):
     engine, speaker = writer(make_recipe, student)
     engine.keeps = "model.norm.weight"

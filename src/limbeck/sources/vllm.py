@@ -90,14 +90,14 @@ class VLLMWriter:
         prompts: Sequence[Sample],
         seeds: Sequence[int],
         sampling: Sampling,
-    ) -> Sequence[Continuation]:
-        """Continue each prompt with the student's present weights."""
+    ) -> Sequence[Continuation | None]:
+        """Continue each prompt with the student's present weights; None where no word would fit."""
         del teachers
         fresh = self.steps >= self.spec.every
         if fresh:
             self._take_weights()
-        before = ids_of(student, prompts)
-        asked = [{"prompt_token_ids": ids} for ids in before]
+        lines = ids_of(student, prompts)
+        fits = [place for place, ids in enumerate(lines) if len(ids) < _longest(self.student)]
         settings = [
             self.parameters(
                 n=1,
@@ -105,19 +105,23 @@ class VLLMWriter:
                 top_p=sampling.top_p,
                 top_k=-1,
                 max_tokens=sampling.max_tokens,
-                seed=seed % 2**31,
+                seed=seeds[place] % 2**31,
                 stop=list(sampling.stop) or None,
                 logprobs=0,
                 repetition_penalty=1.0,
                 stop_token_ids=self.student.end_tokens,
             )
-            for seed in seeds
+            for place in fits
         ]
-        heard = self.engine.generate(asked, settings, use_tqdm=False)
-        written = [_written(output.outputs[0]) for output in heard]
+        asked = [{"prompt_token_ids": lines[place]} for place in fits]
+        heard = self.engine.generate(asked, settings, use_tqdm=False) if asked else []
+        written = {
+            place: _written(output.outputs[0]) for place, output in zip(fits, heard, strict=True)
+        }
         if fresh and self.taken.bit_count() == 1:  # the 1st, 2nd, 4th, 8th ... time
-            self._compare(before[:CHECKED], written[:CHECKED])
-        return written
+            some = fits[:CHECKED]
+            self._compare([lines[place] for place in some], [written[place] for place in some])
+        return [written.get(place) for place in range(len(lines))]
 
     def on_step(self) -> None:
         """A step was taken: the weights are others now."""
@@ -136,7 +140,7 @@ class VLLMWriter:
         Raises:
             RecipeError: it has not.
         """
-        said = [logp for one in written for logp in one.logp]
+        said = [logp for one in written for logp in one.logp or ()]
         if not said:
             return
         encodings = [
