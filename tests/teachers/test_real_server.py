@@ -1,13 +1,8 @@
 """A real server over loopback: `transformers serve` with the embedded teacher, asked like any."""
 
 import json
-import os
 import shutil
-import socket
-import subprocess
 import sys
-import time
-import urllib.request
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -43,41 +38,14 @@ def _quick(monkeypatch):
     monkeypatch.setattr(module, "FIRST_WAIT_SECONDS", 0.001)
 
 
-def free_port():
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return one.getsockname()[1]
-
-
 @pytest.fixture(scope="module")
-def url(tmp_path_factory):
+def url(tmp_path_factory, serving):
     """A server that is up."""
-    tmp_path = tmp_path_factory.mktemp("serve")
-    port = free_port()
     command = Path(sys.executable).with_name("transformers")
     if not command.exists():
         command = shutil.which("transformers")
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    with (tmp_path / "log").open("w") as log:
-        child = subprocess.Popen(
-            [str(command), "serve", "--host", "127.0.0.1", "--port", str(port)],
-            stdout=log,
-            stderr=log,
-            env=environment,
-            cwd=tmp_path,
-        )
-    try:
-        for _ in range(600):
-            try:
-                urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=1).close()
-                break
-            except OSError:
-                assert child.poll() is None, (tmp_path / "log").read_text()[-2000:]
-                time.sleep(0.1)
-        yield f"http://127.0.0.1:{port}/v1"
-    finally:
-        child.kill()
-        child.wait()
+    with serving([str(command), "serve"], tmp_path_factory.mktemp("serve")) as url:
+        yield url
 
 
 def spec_of(url, tmp_path, model, **fields):

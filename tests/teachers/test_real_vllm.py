@@ -1,11 +1,6 @@
 """vLLM's server over loopback with the embedded teacher; needs the command `vllm` (CPU or GPU)."""
 
-import os
 import shutil
-import socket
-import subprocess
-import time
-import urllib.request
 
 import pytest
 import torch
@@ -32,33 +27,16 @@ MOST_LOGPROBS = 20
 
 
 @pytest.fixture(scope="module")
-def url(tmp_path_factory):
+def url(tmp_path_factory, serving):
     """A server that is up."""
     folder = tmp_path_factory.mktemp("vllm")
     model = shutil.copytree(model_path("teacher"), folder / "teacher")
     template = "{{ bos_token }}{% for turn in messages %}{{ turn['content'] }}\n{% endfor %}"
     (model / "chat_template.jinja").write_text(template)
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        port = one.getsockname()[1]
-    command = ["vllm", "serve", str(model), "--served-model-name", "demo", "--port", str(port)]
-    command += ["--host", "127.0.0.1", "--dtype", "float32", "--enforce-eager"]
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "VLLM_CPU_KVCACHE_SPACE": "1"}
-    environment.pop("PYTHONPATH", None)
-    with (folder / "log").open("w") as log:
-        child = subprocess.Popen(command, stdout=log, stderr=log, env=environment, cwd=folder)
-    try:
-        for _ in range(300):
-            try:
-                urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=1).close()
-                break
-            except OSError:
-                assert child.poll() is None, (folder / "log").read_text()[-3000:]
-                time.sleep(1)
-        yield f"http://127.0.0.1:{port}/v1"
-    finally:
-        child.terminate()
-        child.wait(30)
+    command = ["vllm", "serve", str(model), "--served-model-name", "demo"]
+    command += ["--dtype", "float32", "--enforce-eager"]
+    with serving(command, folder, VLLM_CPU_KVCACHE_SPACE="1") as url:
+        yield url
 
 
 @pytest.fixture(scope="module")

@@ -262,6 +262,7 @@ def _run(
     teachers: Mapping[str, Projection | Tensor],
     terms: Sequence[RowTerm],
 ) -> Run:
+    """Who takes the losses of these terms."""
     device = student.hidden.device.type
     if implementation == "compiled":
         return Run(compiled_block(), by_blocks=device == "cpu")

@@ -6,6 +6,7 @@ then says of its own words is compared with what the student says of them, now a
 that has kept a part of its old weights would write as if nothing were wrong.
 """
 
+import copy
 import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -152,13 +153,14 @@ class VLLMWriter:
             )
             for prompt, one in zip(prompts, written, strict=True)
         ]
-        module = self.student.module
-        training = module.training
-        module.eval()
+        alone = copy.copy(self.student)
+        alone.module = self.student.transformer  # DDP's would wait for all processes
+        training = alone.module.training
+        alone.module.eval()
         try:
-            own = self.student.read(self.student.collate(encodings), frozenset({"chosen"})).chosen
+            own = alone.read(alone.collate(encodings), frozenset({"chosen"})).chosen
         finally:
-            module.train(training)
+            alone.module.train(training)
         apart = float((own.cpu() - torch.tensor(said)).abs().mean())
         if self.taken == 1:
             self.apart = apart
