@@ -99,6 +99,26 @@ def test_draws_are_seeded_and_their_scores_are_the_models(url, tmp_path, teacher
         torch.testing.assert_close(torch.tensor(logp), here.chosen[: len(logp)], atol=1e-3, rtol=0)
 
 
+@pytest.mark.parametrize("api", ["completions", "chat"])
+def test_scores_go_on_behind_a_stop_string(url, tmp_path, api):
+    role = "user" if api == "chat" else None
+    (problem,) = problems(0, "test", 1)
+    asked = [Question(id="s", prompt=(Turn(text=text_of(problem, api), role=role),))]
+    sampling = Sampling(max_tokens=100, stop=(" The answer",), scores=0)
+    with Server(spec_of(url, tmp_path, api=api), display=False) as server:
+        ((reply,),) = server.answers(asked, sampling)
+    assert reply.finish == "stop"
+    assert "The answer" not in reply.text
+    spelt = "".join(score.text for score in reply.scores)
+    assert spelt.startswith(reply.text)
+    assert "The answer" in spelt
+    scores = [[score.text, score.logp] for score in reply.scores]
+    row = Row(id="s", prompt=asked[0].prompt, completion=reply.text, notes={SCORES: scores})
+    tokens = written_tokens(row)
+    assert not isinstance(tokens, str), tokens
+    assert tokens[-1].end == len(reply.text)
+
+
 def test_it_reads_given_text_as_the_model_does_here(url, tmp_path, teacher):
     samples = [
         Sample(id=f"p{k}", turns=(Turn(text=one.prompt), Turn(text=one.completion, learn=True)))
