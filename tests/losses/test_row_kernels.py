@@ -48,7 +48,7 @@ def kind(request, monkeypatch):
     else:
         module = pytest.importorskip("limbeck.losses.gpu", reason="Triton is not installed")
         place = "cuda" if torch.cuda.is_available() else "cpu"
-    monkeypatch.setattr(module, "TILE", 128)
+    monkeypatch.setattr(module, "TILE_BYTES" if name == "native" else "TILE", 256)
     monkeypatch.setitem(globals(), "DEVICE", torch.device(place))
     return name
 

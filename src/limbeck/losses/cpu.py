@@ -16,8 +16,9 @@ from limbeck.losses.chunks import RowTerm, Run, Work
 from limbeck.losses.native import address
 from limbeck.losses.projection import Projection
 
-TILE = 4096
-"""Tokens that are summed in float32; their sums are summed in float64."""
+TILE_BYTES = 1024
+"""Of a student's logits that are summed in float32; their sums are summed in float64. And of what
+is asked for from memory at a time."""
 
 LANES = 32
 """As many numbers as a few vectors hold."""
@@ -55,7 +56,7 @@ def kernel(
         "HAS_KNOWN": int(asked.knows),
         "HAS_LABELS": int(asked.of_labels is not None),
         "CENTRED": int(asked.centred),
-        "TILE": TILE,
+        "TILE": TILE_BYTES // _dtype(student).itemsize,
         "LANES": LANES,
         "FAR": f"{kernels.FAR}f",
     }
@@ -86,8 +87,9 @@ def _in_place(
         tokens = _Known(address(known.ids), address(known.mass), known.places)
 
     def share(first: int, last: int) -> None:
-        tiles = -(-vocabulary // TILE)
-        scratch = torch.empty(3 * (tiles * TILE + tiles + LANES) + tokens.places)
+        tile = TILE_BYTES // logits.element_size()
+        tiles = -(-vocabulary // tile)
+        scratch = torch.empty(3 * (tiles * tile + tiles + LANES) + tokens.places)
         library.losses_of_rows(
             *(student, teacher, tokens, address(labels)),
             *(address(of, asked.of_teacher) for of in (pulls, values)),

@@ -1,7 +1,8 @@
 /* Rows of logits on a CPU: see cpu.py, which compiles this once for each choice of its parts.
 
    A row's powers of 2 are taken once and kept, and what follows reads those. The gradient takes the
-   place of the student's logits. FORM is one of the functions below; it gives phi and q a of a
+   place of the student's logits, and so do its powers where they can: what a row needs should stay
+   in a core's own cache. FORM is one of the functions below; it gives phi and q a of a
    token, where the loss is sum_i phi(p_i, q_i) and a = dphi / dq, shifted so that equal models have
    exactly 0, which changes nothing else. The gradient in the logits over T is q (a - <q, a>). The
    forms are those of row_kernel.py, less the forward KL: that one is found on the way.
@@ -22,6 +23,10 @@
 
 #define LOG2_E 1.44269504f
 #define LN_2 0.693147181f
+
+#define LINE 64 /* bytes of the cache */
+#define AHEAD 2 /* tiles */
+#define IN_PLACE (HAS_LOGITS && STUDENT == float32 && !STUDENT_CAPPED && !CENTRED)
 
 typedef struct {
     void *first; /* [rows, stride]; the first columns are logits */
@@ -143,12 +148,25 @@ INLINE float highest_of(const void *row, Kind kind, Logits of, int64_t first, in
             float z = shaped(row, kind, of, first + lane);
             highest[lane] = z > highest[lane] ? z : highest[lane];
         }
-    for (int lane = 0; lane < LANES; lane++) top = highest[lane] > top ? highest[lane] : top;
+    for (int half = LANES / 2; half > 0; half /= 2)
+#pragma omp simd
+        for (int lane = 0; lane < half; lane++) {
+            float other = highest[lane + half];
+            highest[lane] = highest[lane] > other ? highest[lane] : other;
+        }
+    top = highest[0];
     for (; first < last; first++) {
         float z = shaped(row, kind, of, first);
         top = z > top ? z : top;
     }
     return top;
+}
+
+/* Ask for the tile AHEAD of the one that begins at `first`: behind a row's end that is the next row,
+   and behind the last one nothing, which does no harm. Memory works while the processor does. */
+INLINE void fetch_ahead(const void *row, Kind kind, int64_t first) {
+    const char *from = (const char *)row + (first + AHEAD * TILE) * bytes_of(kind.type);
+    for (int64_t at = 0; at < TILE * bytes_of(kind.type); at += LINE) __builtin_prefetch(from + at);
 }
 
 /* ---- probabilities ---- */
@@ -191,6 +209,7 @@ INLINE void soften(Softened *of, const void *row, Kind kind, Logits logits, int6
     for (int64_t first = 0; first < count; first += TILE) {
         int64_t last = first + TILE < count ? first + TILE : count;
         float sum = 0.0f;
+        fetch_ahead(row, kind, first);
         total *= raise(of, first, highest_of(row, kind, logits, first, last));
         float top = of->top;
 #pragma omp simd reduction(+ : sum)
@@ -230,6 +249,8 @@ INLINE double soften_both(Row *row, int64_t width) {
     float cool = mine->cool;
     for (int64_t first = 0; first < width; first += TILE) {
         int64_t last = first + TILE < width ? first + TILE : width;
+        fetch_ahead(row->student, MINE, first);
+        fetch_ahead(row->teacher, THEIRS, first);
         my_total *= raise(mine, first, highest_of(row->student, MINE, row->of, first, last));
         double shrunk =
             raise(theirs, first, highest_of(row->teacher, THEIRS, row->of_teacher, first, last));
@@ -388,9 +409,15 @@ void losses_of_rows(
         const int64_t *ids = known.ids + r * known.places;
         const float *mass = known.mass + r * known.places;
         int64_t label = -1;
-        float chosen = 0.0f;
+        float chosen = 0.0f, at_label = 0.0f;
         double value = 0.0;
+        if (HAS_LABELS) {
+            label = labels[r] < vocabulary ? labels[r] : -1;
+            if (label >= 0) chosen = logit(&row, label);
+            if (!alike) soften(&row.whole, row.student, MINE, student, vocabulary);
+        }
         if (HAS_LOGITS || HAS_KNOWN) row.pull = pulls[r] * slope;
+        if (IN_PLACE) row.mine.powers = row.student; /* its logits are not read again */
         if (HAS_LOGITS) value = soften_both(&row, width);
 #if CENTRED
         value = centre(&row, width);
@@ -399,26 +426,17 @@ void losses_of_rows(
             soften(&row.mine, row.student, MINE, student, width);
             value = cross_entropy(&row, ids, mass, known.places, vocabulary);
         }
-        if (HAS_LABELS) {
-            if (alike)
-                row.whole = row.mine;
-            else
-                soften(&row.whole, row.student, MINE, student, vocabulary);
-            label = labels[r] < vocabulary ? labels[r] : -1;
-            label_values[r] = labels[r] < vocabulary ? 0.0f : NAN; /* for the definition to say */
-        }
+        if (alike) row.whole = row.mine;
+        if (HAS_LABELS) label_values[r] = labels[r] < vocabulary ? 0.0f : NAN; /* to be looked at */
         if (label >= 0) {
+            int compared = label < width;
             row.label_pull = label_pulls[r];
-            chosen = logit(&row, label);
             label_values[r] = -LN_2 * log_probability(chosen, row.whole);
+            at_label = gradient_at(&row, label, scales_at(&row, label, compared), compared);
         }
         finish(&row, 0, width, 1);
         finish(&row, width, vocabulary, 0);
-        if (label >= 0) {
-            int compared = label < width;
-            float gradient = gradient_at(&row, label, scales_at(&row, label, compared), compared);
-            put(&row, label, chosen, gradient - row.label_pull);
-        }
+        if (label >= 0) put(&row, label, chosen, at_label - row.label_pull);
         if (HAS_KNOWN) put_known(&row, ids, mass, known.places, vocabulary, label);
         if (HAS_LOGITS || HAS_KNOWN) values[r] = (float)value;
     }
