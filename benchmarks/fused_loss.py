@@ -131,13 +131,13 @@ def measure_case(case: Case, implementation: str) -> dict[str, Any]:
     def clear() -> None:
         student.grad = head.grad = None
 
-    before = matmul_rate(*tensors)
     give_back_memory()
     resident = status_bytes("VmRSS")
     call()
     clear()
     give_back_memory()
     retained = status_bytes("VmRSS") - resident
+    before = matmul_rate(*tensors)  # not sooner: the call may move its inputs to better pages
     times, memory = times_of(call, clear)
     errors = errors_of(case, tensors, values[-1])
     clear()
@@ -165,8 +165,12 @@ def measure_case(case: Case, implementation: str) -> dict[str, Any]:
 def make_tensors(
     case: Case, widths: tuple[int, int] = (STUDENT_WIDTH, TEACHER_WIDTH), device: str = "cpu"
 ) -> tuple[Any, Any, Any, Any]:
-    """Student hidden state and head with gradients, the teacher's without; logits of spread 2."""
+    """Student hidden state and head with gradients, the teacher's without; logits of spread 2.
+
+    Heads are parameters, as a model's are.
+    """
     import torch
+    from torch import nn
 
     generator = torch.Generator(device).manual_seed(0)
     dtype = getattr(torch, case.dtype)
@@ -179,7 +183,8 @@ def make_tensors(
 
     student, teacher = (hidden(width) for width in widths)
     head, teacher_head = (normal(case.vocabulary, width, 2 / width**0.5) for width in widths)
-    return student.requires_grad_(), head.requires_grad_(), teacher, teacher_head
+    heads = nn.Parameter(head), nn.Parameter(teacher_head, requires_grad=False)
+    return student.requires_grad_(), heads[0], teacher, heads[1]
 
 
 def errors_of(case: Case, tensors: tuple[Any, Any, Any, Any], value: float) -> dict[str, float]:

@@ -472,6 +472,20 @@ def test_a_very_certain_student_beside_a_tail():
     torch.testing.assert_close(*results, rtol=1e-5, atol=1e-4)
 
 
+def test_a_models_head_is_moved_into_huge_pages_and_what_passes_is_not(monkeypatch):
+    hidden, weight, theirs, head = case(n=20, v=50, w=50, dtype=torch.float32)
+    asked = []
+    monkeypatch.setattr(chunks.pages, "gather", asked.append)
+    fused_linear_divergence(hidden, weight, theirs, head)
+    assert not asked
+    mine, its = torch.nn.Parameter(weight.detach()), torch.nn.Parameter(head)
+    fused_linear_divergence(hidden, mine, theirs, its)
+    assert [id(x) for x in asked] == [id(mine), id(its)]
+    half = hidden.to(torch.bfloat16), theirs.to(torch.bfloat16)
+    fused_linear_divergence(half[0], mine, half[1], its)  # what is read is a copy
+    assert len(asked) == 2
+
+
 def test_within_autocast_the_loss_stays_exact():
     """It runs inside a model's forward pass, where products would be rounded."""
     tensors = case(n=20, v=500, w=500, dtype=torch.float32)

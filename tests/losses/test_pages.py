@@ -1,7 +1,9 @@
-"""Memory in huge pages is a tensor like any other."""
+"""Memory in huge pages is memory like any other."""
 
 import gc
 import mmap
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -40,3 +42,66 @@ def test_a_kernel_without_them_serves_small_pages(monkeypatch):
     assert pages.zeros(LARGE, torch.float32, CPU).shape == LARGE
     monkeypatch.delattr(mmap, "MADV_HUGEPAGE", raising=False)
     assert pages.zeros(LARGE, torch.float32, CPU).shape == LARGE
+
+
+def huge_kilobytes(tensor):
+    """What the kernel says of the memory in which this tensor begins."""
+    found = False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        if "-" in line.split()[0] and not line.split()[0].endswith(":"):
+            first, last = (int(end, 16) for end in line.split()[0].split("-"))
+            found = first <= tensor.data_ptr() < last
+        elif found and line.startswith("AnonHugePages:"):
+            return int(line.split()[1])
+    return 0
+
+
+@pytest.fixture
+def has_huge_pages():
+    """Skips where the system has none to give, or does not gather pages on demand."""
+    if not sys.platform.startswith("linux"):
+        pytest.skip("huge pages are asked for on Linux only")
+    if not pages.gather(torch.randn(LARGE)) or "[never]" in pages.SWITCH.read_text():
+        pytest.skip("this kernel does not gather pages")
+
+
+def test_gathered_memory_is_in_huge_pages_and_says_the_same(has_huge_pages):
+    drawn = torch.randn(LARGE)
+    before, place = drawn.clone(), drawn.data_ptr()
+    small = huge_kilobytes(drawn)
+    for _ in range(2):  # again is no harm
+        assert pages.gather(drawn)
+        assert drawn.data_ptr() == place
+        assert torch.equal(drawn, before)
+        assert huge_kilobytes(drawn) >= small + 10 * 2**10  # of 12 MiB, less the ends
+
+
+def test_a_file_in_memory_cannot_be_gathered(has_huge_pages, tmp_path):
+    file = tmp_path / "weights"
+    file.write_bytes(torch.ones(2**21).numpy().tobytes())
+    storage = torch.UntypedStorage.from_file(str(file), False, 2**23)
+    mapped = torch.empty(0).set_(storage, 0, (2**21,))
+    assert not pages.gather(mapped)
+    assert mapped.sum() == 2**21
+
+
+def test_what_gains_nothing_is_left_alone(monkeypatch, tmp_path):
+    def never(*_):
+        raise AssertionError("the kernel was asked")
+
+    monkeypatch.setattr(pages, "advise", never)
+    assert pages.gather(torch.randn(100))
+    assert pages.gather(torch.empty(LARGE, device="meta"))
+    monkeypatch.setattr(pages, "SWITCH", tmp_path / "enabled")  # a system that has no such thing
+    assert pages.gather(torch.randn(LARGE))
+    (tmp_path / "enabled").write_text("always madvise [never]\n")
+    assert pages.gather(torch.randn(LARGE))
+
+
+@pytest.mark.parametrize("shape", [(2, 3), LARGE])
+def test_a_cast_is_like_any_other(shape):
+    drawn = torch.randn(shape, requires_grad=True)
+    assert pages.cast(drawn, torch.float32).data_ptr() == drawn.data_ptr()
+    made = pages.cast(drawn, torch.bfloat16)
+    assert torch.equal(made, drawn.to(torch.bfloat16))
+    assert not made.requires_grad

@@ -1,13 +1,14 @@
-"""From a recipe's words to a model: which kernel attends."""
+"""From a recipe's words to a model: which kernel attends, where weights lie."""
 
 from dataclasses import replace
 
 import pytest
 import torch
-from transformers import PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from limbeck.core.errors import ModelError
 from limbeck.core.specs import CausalStudent, LocalTeacher
+from limbeck.losses import pages
 from limbeck.models.load import load_student, load_teacher
 
 # Of transformers, where it asks for flex attention.
@@ -69,3 +70,26 @@ def test_a_kernel_whose_package_is_missing_is_named_in_one_line(tiny_teacher, mo
     monkeypatch.setattr(PreTrainedModel, "set_attn_implementation", missing)
     said = refused(LLAMA, "flash_attention_2", str(tiny_teacher))
     assert said.endswith("flash_attention_2 is toggled on but its package is not installed")
+
+
+def test_weights_that_cannot_be_gathered_are_copied_only_to_be_trained(tiny_teacher, monkeypatch):
+    expected = AutoModelForCausalLM.from_pretrained(tiny_teacher, dtype=torch.float32)
+    asked = []
+
+    def refusing(weight):
+        asked.append(weight.data_ptr())
+        return False
+
+    monkeypatch.setattr(pages, "gather", refusing)
+    student = load_student(CausalStudent(name=str(tiny_teacher)), {}, CPU, seed=0).transformer
+    moved = [weight.data_ptr() for weight in student.parameters()]
+    assert len(moved) == len(asked)
+    assert not set(moved) & set(asked)
+    tied = student.get_input_embeddings().weight is student.get_output_embeddings().weight
+    assert tied == student.config.tie_word_embeddings
+    for weight, same in zip(student.parameters(), expected.parameters(), strict=True):
+        assert torch.equal(weight, same)
+        assert weight.requires_grad
+    asked.clear()
+    teacher = load_teacher(LocalTeacher(name=str(tiny_teacher)), CPU, 64).transformer
+    assert [weight.data_ptr() for weight in teacher.parameters()] == asked

@@ -16,10 +16,9 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from limbeck.losses import kernels, sums
-from limbeck.losses.pages import zeros
+from limbeck.losses import kernels, pages, sums
 from limbeck.losses.projection import Projection
 from limbeck.losses.sparse import Sparse
 
@@ -248,7 +247,7 @@ class Work:
 
     def empty_gradient(self, of: Tensor, of_rows: bool) -> Tensor:
         """Rows get their gradient once; a head's is the sum over all rows, and kept exact."""
-        return zeros(of.shape, of.dtype if of_rows else self.exact, of.device)
+        return pages.zeros(of.shape, of.dtype if of_rows else self.exact, of.device)
 
     def backward(self, rows: Tensor, gradient: Tensor, into: Sequence[Tensor | None]) -> None:
         """From the gradient of a chunk's logits to hidden states and heads."""
@@ -417,8 +416,13 @@ def by_definition(
 
 
 def _ready(projection: Projection) -> Projection:
-    """Detached, and all in the type that the hidden states are computed in."""
+    """Detached, and all in the type that the hidden states are computed in.
+
+    A model's own head, which stays, is moved into huge pages for this call and all that follow.
+    """
     dtype = projection.hidden.dtype
+    if isinstance(projection.weight, nn.Parameter) and projection.weight.dtype == dtype:
+        pages.gather(projection.weight)
 
     def cast(value: Tensor | None) -> Tensor | None:
         return None if value is None else value.detach().to(dtype)
@@ -426,7 +430,7 @@ def _ready(projection: Projection) -> Projection:
     return replace(
         projection,
         hidden=projection.hidden.detach(),
-        weight=projection.weight.detach().to(dtype),
+        weight=pages.cast(projection.weight, dtype),
         bias=cast(projection.bias),
         low_hidden=cast(projection.low_hidden),
         low_weight=cast(projection.low_weight),
@@ -454,7 +458,8 @@ def _buffer(rows: int, columns: int, like: Tensor) -> Tensor:
     if like.device.type != "cpu":
         return like.new_empty(rows, columns + -columns % ALIGNED_COLUMNS)
     lines = -(-columns * like.dtype.itemsize // LINE_BYTES) | 1
-    return zeros((rows, lines * LINE_BYTES // like.dtype.itemsize), like.dtype, like.device)
+    columns = lines * LINE_BYTES // like.dtype.itemsize
+    return pages.zeros((rows, columns), like.dtype, like.device)
 
 
 def _add_outer(total: Tensor, gradient: Tensor, hidden: Tensor) -> None:

@@ -1,14 +1,25 @@
-"""Large buffers on a CPU in huge pages: a 512th as many for the kernel to hand out and look up."""
+"""Large memory on a CPU in huge pages: a 512th as many for the kernel to hand out and look up.
+
+A product of few rows with a large weight reads each of its pages for little work, and spends much
+of its time on finding them.
+"""
 
 import contextlib
+import ctypes
 import math
 import mmap
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 HUGE_PAGE_BYTES = 2**21
+
+COLLAPSE = 25
+"""MADV_COLLAPSE, of Linux from 6.1 on, which Python does not name."""
+
+SWITCH = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
 
 def zeros(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
@@ -17,9 +28,52 @@ def zeros(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Ten
     The memory goes back to the system with the tensor.
     """
     size = math.prod(shape) * dtype.itemsize
-    if device.type != "cpu" or size < 2 * HUGE_PAGE_BYTES or not hasattr(mmap, "MADV_HUGEPAGE"):
+    if not _worth(size, device):
         return torch.zeros(shape, dtype=dtype, device=device)
     memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)  # begins as zeros
     with contextlib.suppress(OSError):  # a kernel without them serves small pages
         memory.madvise(mmap.MADV_HUGEPAGE)
     return torch.frombuffer(memory, dtype=dtype).view(*shape)
+
+
+def cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """`tensor.to(dtype)`, detached; a new tensor lies as one of `zeros` does."""
+    if tensor.dtype == dtype or not _worth(tensor.numel() * dtype.itemsize, tensor.device):
+        return tensor.detach().to(dtype)
+    return zeros(tensor.shape, dtype, tensor.device).copy_(tensor.detach())
+
+
+def gather(tensor: Tensor) -> bool:
+    """Move a tensor's memory into huge pages, in its place; whether it is there, or need not be.
+
+    What is there already is left as it is, which takes no time. Pages of a file, such as weights
+    that were mapped instead of read, cannot be moved.
+    """
+    if not _worth(tensor.nbytes, tensor.device):
+        return True
+    try:
+        if "[never]" in SWITCH.read_text():
+            return True
+    except OSError:
+        return True
+    return advise(tensor, COLLAPSE, HUGE_PAGE_BYTES)
+
+
+def advise(tensor: Tensor, advice: int, page: int) -> bool:
+    """Tell the kernel what is to be with the pages that lie within a tensor's memory; its answer.
+
+    Args:
+        tensor: on a CPU.
+        advice: one of madvise(2).
+        page: bytes.
+    """
+    storage = getattr(tensor, "_local_tensor", tensor).untyped_storage()
+    first = -(-storage.data_ptr() // page) * page
+    size = (storage.data_ptr() + storage.nbytes() - first) // page * page
+    where = ctypes.c_void_p(first), ctypes.c_size_t(size)
+    return size <= 0 or ctypes.CDLL(None).madvise(*where, ctypes.c_int(advice)) == 0
+
+
+def _worth(size: int, device: torch.device) -> bool:
+    """Whether so many bytes gain anything by huge pages, which this system may have."""
+    return device.type == "cpu" and size >= 2 * HUGE_PAGE_BYTES and hasattr(mmap, "MADV_HUGEPAGE")

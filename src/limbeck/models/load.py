@@ -14,6 +14,7 @@ from limbeck.core.errors import ModelError
 from limbeck.core.files import new_folder
 from limbeck.core.random import seeded
 from limbeck.core.specs import CausalStudent, LocalTeacher, Lora
+from limbeck.losses import pages
 from limbeck.models.causal import CausalModel
 from limbeck.models.facts import config_of, origin_of, tokenizer_of
 from limbeck.models.head import head_of
@@ -32,6 +33,7 @@ def load_teacher(spec: LocalTeacher, device: torch.device, max_length: int) -> C
     _attend(module, spec)
     if spec.quantize is None:  # bitsandbytes has already placed a quantized one
         module.to(torch.device(spec.device) if spec.device else device)
+    _gather(module)
     return CausalModel(
         module,
         tokenizer_of(spec, {}),
@@ -80,6 +82,7 @@ def as_student(
             module.enable_input_require_grads()
     if spec.quantize is None:
         module.to(device)
+    _gather(module)
     head = head_of(module)
     if spec.compile:
         for layer in decoder_layers(module):
@@ -173,6 +176,17 @@ def _attend(module: Any, spec: Spec) -> None:
     except (ImportError, ValueError) as error:
         why = " ".join(str(error).split())[:300]
         raise ModelError(f"attention: {spec.attention} cannot be used here: {why}") from error
+
+
+def _gather(module: nn.Module) -> None:
+    """Put the weights into huge pages: forward passes of few tokens are faster by a tenth.
+
+    Weights that are mapped from a file stay there, since other processes may share them; but those
+    to be trained would be copied at the first step anyway, page by page.
+    """
+    for weight in module.parameters():
+        if not pages.gather(weight) and weight.requires_grad:
+            weight.data = pages.zeros(weight.shape, weight.dtype, weight.device).copy_(weight.data)
 
 
 def _quantization(kind: str) -> Any:

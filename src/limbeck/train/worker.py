@@ -5,7 +5,6 @@ so nothing is sent to it, and what it makes comes back through a pipe. A full pi
 wait, so it is never far ahead.
 """
 
-import ctypes
 import io
 import mmap
 import multiprocessing
@@ -23,6 +22,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+from limbeck.losses import pages
 
 
 def cores() -> int:
@@ -118,16 +119,9 @@ def _end(process: BaseProcess) -> None:
 
 def _forget(tensors: Iterable[Tensor]) -> None:
     """Give this process's share of their memory back; what they say here is undefined from now."""
-    system = ctypes.CDLL(None)
     for tensor in tensors:
-        storage = getattr(tensor, "_local_tensor", tensor).untyped_storage()
-        if storage.device.type == "cpu":
-            page = mmap.PAGESIZE
-            first = -(-storage.data_ptr() // page) * page
-            size = (storage.data_ptr() + storage.nbytes() - first) // page * page
-            if size > 0:
-                where = ctypes.c_void_p(first), ctypes.c_size_t(size)
-                system.madvise(*where, mmap.MADV_DONTNEED)
+        if tensor.device.type == "cpu":
+            pages.advise(tensor, mmap.MADV_DONTNEED, mmap.PAGESIZE)
 
 
 def _portable(error: Exception) -> Exception:
