@@ -2,6 +2,9 @@
 
 import json
 import os
+import subprocess
+import sys
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -34,6 +37,32 @@ def shared() -> Path:
 def _one_thread():
     """Two test workers with two threads each would fight over two cores."""
     torch.set_num_threads(1)
+
+
+HOLD = """
+import sys
+from pathlib import Path
+from limbeck.core.files import held
+with held(Path(sys.argv[1])) as mine:
+    print(mine, flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.fixture(scope="session")
+def held_elsewhere():
+    """`with held_elsewhere(folder)`: another process uses it."""
+
+    @contextmanager
+    def holding(folder):
+        command = [sys.executable, "-c", HOLD, str(folder)]
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+        with subprocess.Popen(command, **pipes) as process:
+            assert process.stdout.readline() == "True\n"
+            yield
+            process.communicate("")
+
+    return holding
 
 
 def byte_level(size: int, text: str):

@@ -1,6 +1,5 @@
 """Wrong input ends with one line that says where, exit code 2, and no traceback."""
 
-import fcntl
 import json
 import os
 import pickle
@@ -483,7 +482,7 @@ def test_a_teacher_that_does_not_offer_what_is_needed(call, write, tiny_teacher)
     assert "reverse_kl" not in said.partition("would work")[2]
 
 
-def test_an_output_folder_that_is_not_free(call, write, tmp_path):
+def test_an_output_folder_that_is_not_free(call, write, tmp_path, held_elsewhere):
     path, out = write(), tmp_path / "out"
     out.write_text("a file")
     refused(call("run", path, "--out", out), "--out: ", "is a file, not a folder")
@@ -493,8 +492,7 @@ def test_an_output_folder_that_is_not_free(call, write, tmp_path):
     refused(call("run", path, "--out", out), "--out: ", "is not empty and holds no run")
     refused(call("run", path, "--out", out, "--resume"), "is not empty and holds no run")
     (out / "thesis.txt").unlink()
-    with (out / ".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with held_elsewhere(out):
         refused(call("run", path, "--out", out), "--out: ", "is in use by another run")
     assert call("run", path, "--out", out).code == 0
     refused(call("run", path, "--out", out), "holds a run; go on with --resume")

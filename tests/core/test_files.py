@@ -1,10 +1,14 @@
 """A reader sees the old file or the new one; an error leaves nothing behind."""
 
 import json
+import os
+import signal
+import subprocess
+import sys
 
 import pytest
 
-from limbeck.core.files import discard, new_folder, sweep, write_json, write_text
+from limbeck.core.files import discard, held, new_folder, sweep, write_json, write_text
 
 
 def names(folder):
@@ -67,3 +71,39 @@ def test_sweep_takes_only_what_was_left_aside(tmp_path):
     (tmp_path / "e").mkdir()
     discard(tmp_path / "e")
     assert names(tmp_path) == [".lock", "d.tmp"]
+
+
+def test_a_folder_is_held_by_one_at_a_time(tmp_path, held_elsewhere):
+    (tmp_path / "link").symlink_to(tmp_path)
+    with held(tmp_path) as mine:
+        assert mine
+        with held(tmp_path / "link") as again:
+            assert not again
+    with held_elsewhere(tmp_path), held(tmp_path) as mine:
+        assert not mine
+    with held(tmp_path) as mine:
+        assert mine
+
+
+KILLED = """
+import os, signal, sys, time
+from pathlib import Path
+from limbeck.core.files import held
+with held(Path(sys.argv[1])) as mine:
+    child = os.fork()
+    if child:
+        print(mine, child, flush=True)
+        os.kill(os.getpid(), signal.SIGKILL)
+    time.sleep(60)
+"""
+
+
+def test_what_a_killed_process_leaves_running_does_not_hold_it(tmp_path):
+    command = [sys.executable, "-c", KILLED, str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        mine, child = process.stdout.readline().split()
+        assert mine == "True"
+        assert process.wait() == -signal.SIGKILL
+        with held(tmp_path) as free:
+            assert free
+        os.kill(int(child), signal.SIGKILL)

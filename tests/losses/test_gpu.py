@@ -36,9 +36,10 @@ def test_a_gpu_takes_it_by_default(monkeypatch):
 
 def test_when_no_one_need_look_at_the_values():
     """Bias, ready logits, half precision and nearly nothing of a model can make them infinite."""
-    hidden, weight, ones = torch.randn(3, 4), torch.randn(5, 4), torch.ones(3)
+    hidden, weight = torch.randn(3, 4, device=DEVICE), torch.randn(5, 4, device=DEVICE)
+    ones = torch.ones(3)
     plain = Projection(hidden=hidden, weight=weight)
-    biased = Projection(hidden=hidden, weight=weight, bias=torch.zeros(5))
+    biased = Projection(hidden=hidden, weight=weight, bias=torch.zeros(5, device=DEVICE))
     half = Projection(hidden=hidden.half(), weight=weight.half())
     kl = divergence_term(losses.forward_kl, "t", ones)
     mixtures = {

@@ -286,8 +286,9 @@ def known_places(places, *, tail, rest=0.5):
     return chunks.RowTerm(loss=lambda *_: 0, weight=torch.ones(1), kernel=kernel, beside=known)
 
 
+@pytest.mark.parametrize("kind", ["triton"], indirect=True)
 @pytest.mark.parametrize("places", [1024, 1025])
-def test_how_many_tokens_a_gpu_can_know_of_a_row(places):
+def test_how_many_tokens_a_gpu_can_know_of_a_row(places, kind):
     gpu = pytest.importorskip("limbeck.losses.gpu", reason="Triton is not installed")
     head = Projection(hidden=draw(0, 1, 4), weight=draw(1, 3, 4))
     found = gpu.kernel(head, {}, [known_places(places, tail=False)])

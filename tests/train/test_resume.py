@@ -142,12 +142,9 @@ def test_a_second_run_in_the_same_folder_is_refused(recipe, tmp_path):
     assert (tmp_path / "mine" / "thesis.tex").read_text() == "precious"
 
 
-def test_a_folder_that_another_process_uses_is_refused(recipe, tmp_path):
-    import fcntl
-
+def test_a_folder_that_another_process_uses_is_refused(recipe, tmp_path, held_elsewhere):
     run(recipe[0], tmp_path / "out")
-    with (tmp_path / "out" / ".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with held_elsewhere(tmp_path / "out"):
         with pytest.raises(RecipeError, match="in use by another run"):
             run(recipe[0], tmp_path / "out", resume=True)
 

@@ -219,6 +219,30 @@ def test_a_tokenizer_that_was_used_here_with_threads_works_there(work, tokenizer
     assert not capfd.readouterr().err
 
 
+def test_what_was_left_over_here_is_not_cleared_away_there(work):
+    """As of a tensor on a GPU, of which a forked process must not even dispose."""
+    here = os.getpid()
+
+    class Precious:
+        def __del__(self):
+            if os.getpid() != here:
+                os.abort()
+
+    gc.disable()
+    try:
+        left = Precious()
+        left.itself = left
+        del left
+        worker = work(lambda: (gc.collect(), gc.isenabled()))
+        assert not gc.isenabled()
+    finally:
+        gc.enable()
+    assert worker.next()[1] is True
+    again = work(lambda: 0)
+    assert gc.isenabled()
+    assert again.next() == 0
+
+
 def test_a_process_that_may_have_no_children_works_alone():
     context = multiprocessing.get_context("fork")
     said = context.SimpleQueue()

@@ -5,7 +5,6 @@ the folders put in. So everything that resumes there resumes here, and this modu
 round is next.
 """
 
-import fcntl
 import gc
 import os
 from collections.abc import Callable, Iterator, Mapping
@@ -15,7 +14,7 @@ from typing import Any
 
 from limbeck.campaigns.rounds import Campaign, Round, read_json, read_round
 from limbeck.core.errors import DataError, Interrupted, RecipeError
-from limbeck.core.files import sweep, write_json, write_text
+from limbeck.core.files import held, sweep, write_json, write_text
 from limbeck.recipe.document import Document
 from limbeck.recipe.generate import generate as make_rows
 from limbeck.recipe.resolve import dump, resolve, training_sha256
@@ -179,11 +178,9 @@ def _claimed(out: Path, campaign: Mapping[str, Any]) -> Iterator[None]:
     if strange and not told.exists():
         raise RecipeError("--out", f"{out} is not empty and holds no rounds; give another folder")
     out.mkdir(parents=True, exist_ok=True)
-    with (out / ".lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise RecipeError("--out", f"{out} is in use by another process") from None
+    with held(out) as mine:
+        if not mine:
+            raise RecipeError("--out", f"{out} is in use by another process")
         sweep(out)
         if not told.exists():
             write_json(told, campaign)

@@ -1,5 +1,6 @@
 """Writing files so that a reader never sees half of one, whatever happens to the writer."""
 
+import fcntl
 import json
 import os
 import shutil
@@ -57,6 +58,36 @@ def new_folder(path: Path) -> Iterator[Path]:
         sync(path.parent)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
+
+
+_held: set[Path] = set()
+"""Lock files of this process: their locks keep only others out."""
+
+
+@contextmanager
+def held(folder: Path) -> Iterator[bool]:
+    """Hold a folder for this process until it ends, however it ends; False where another one does.
+
+    Such a lock is not inherited, unlike that of `flock`: what a killed process leaves running for a
+    moment, as it prepares data, does not keep out the one that goes on.
+    """
+    path = (folder / ".lock").resolve()
+    if path in _held:
+        yield False
+        return
+    with path.open("w") as file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            mine = True
+        except (BlockingIOError, PermissionError):
+            mine = False
+        if mine:
+            _held.add(path)
+        try:
+            yield mine
+        finally:
+            if mine:
+                _held.discard(path)
 
 
 def discard(folder: Path) -> None:

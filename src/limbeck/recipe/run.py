@@ -1,6 +1,5 @@
 """One run from recipe to report: assemble the parts, measure, train, measure again, write down."""
 
-import fcntl
 import json
 import logging
 import resource
@@ -16,7 +15,7 @@ import torch
 
 from limbeck.core.errors import BudgetError, LimbeckError, RecipeError, ServerError
 from limbeck.core.exchange import Writer
-from limbeck.core.files import sweep, write_json, write_text
+from limbeck.core.files import held, sweep, write_json, write_text
 from limbeck.core.protocols import Reader
 from limbeck.core.specs import CachedTeacher, EnsembleTeacher, SelfTeacher, ServerTeacher
 from limbeck.core.types import Sample, Turn, sites
@@ -118,11 +117,9 @@ def claimed(out: Path, resume: bool, recipe: Recipe, mesh: Mesh) -> Iterator[Non
                 f" {out / 'recipe.yaml'}",
             )
     out.mkdir(parents=True, exist_ok=True)
-    with (out / ".lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise RecipeError("--out", f"{out} is in use by another run") from None
+    with held(out) as mine:
+        if not mine:
+            raise RecipeError("--out", f"{out} is in use by another run")
         sweep(out)
         yield
 

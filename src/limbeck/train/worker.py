@@ -5,6 +5,7 @@ so nothing is sent to it, and what it makes comes back through a pipe. A full pi
 wait, so it is never far ahead.
 """
 
+import gc
 import io
 import mmap
 import multiprocessing
@@ -15,7 +16,8 @@ import sys
 import traceback
 import warnings
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from typing import Any
@@ -66,7 +68,8 @@ class Worker:
         with warnings.catch_warnings():
             # Python (3.12) warns of threads, which the child does without.
             warnings.filterwarnings("ignore", ".*fork", DeprecationWarning)
-            process.start()
+            with _nothing_cleared_away():
+                process.start()
         writing.close()  # so that the pipe ends when the process does
         self._process = process
         # Not its pipe, from which another thread may be reading.
@@ -89,10 +92,26 @@ class Worker:
         return made
 
 
+@contextmanager
+def _nothing_cleared_away() -> Iterator[None]:
+    """No garbage is collected within."""
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collects:
+            gc.enable()
+
+
 def _work(
     make: Callable[[], Any], unneeded: Iterable[Tensor], reading: Connection, writing: Connection
 ) -> None:
     """What the process does until nobody reads its pipe."""
+    # What was left over before the fork is not this process's to clear away: a tensor of a GPU,
+    # which is out of reach here, would end it.
+    gc.freeze()
+    gc.enable()
     # Ctrl-C is for the parent, and a checkpoint on SIGTERM too.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
