@@ -249,7 +249,7 @@ with chunks of half the size):""",
     "train_step_gpu": """Whole training steps on the H200: a teacher of 1.0 billion weights, a
 student of 0.4, 8 rows of 1,024 tokens a step, bfloat16 (`benchmarks/train_step_gpu.py`; peak is of
 the GPU's memory, and behind a plus what the process that prepares steps has of the host's; one run,
-but the tiled trainer, which is of an earlier one on a quicker machine):""",
+but the tiled trainer, which is of an earlier one on another machine):""",
     "cache_quality": """Students of a live and of a cached teacher: a 260 k-parameter story model
 into one of four layers, three seeds, mean [lowest, highest] (`benchmarks/cache_quality.py`; the
 last column is the speed beside plain fine-tuning, everything on one core):""",

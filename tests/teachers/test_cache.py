@@ -38,7 +38,7 @@ from limbeck.train.worker import Worker
 CPU = torch.device("cpu")
 LOGITS = frozenset({"logits"})
 EXACT, HALF = (1e-4, 0.5) if torch.cuda.is_available() else (1e-5, 0.05)
-"""Of a logit, in float32 and bfloat16: a GPU takes another kernel where a batch has another shape."""
+"""Of a logit, in float32 and bfloat16: on a GPU another shape of a batch takes another kernel."""
 OBJECTIVES = {
     "sampled": "sparse_kl",
     "topk": "sparse_kl",

@@ -144,9 +144,9 @@ def test_a_second_run_in_the_same_folder_is_refused(recipe, tmp_path):
 
 def test_a_folder_that_another_process_uses_is_refused(recipe, tmp_path, held_elsewhere):
     run(recipe[0], tmp_path / "out")
-    with held_elsewhere(tmp_path / "out"):
-        with pytest.raises(RecipeError, match="in use by another run"):
-            run(recipe[0], tmp_path / "out", resume=True)
+    in_use = pytest.raises(RecipeError, match="in use by another run")
+    with held_elsewhere(tmp_path / "out"), in_use:
+        run(recipe[0], tmp_path / "out", resume=True)
 
 
 def test_a_checkpoint_of_another_recipe_is_refused(recipe, make_recipe, tmp_path):
