@@ -88,13 +88,30 @@ def test_what_gains_nothing_is_left_alone(monkeypatch, tmp_path):
     def never(*_):
         raise AssertionError("the kernel was asked")
 
-    monkeypatch.setattr(pages, "advise", never)
+    monkeypatch.setattr(pages, "_advise", never)
     assert pages.gather(torch.randn(100))
     assert pages.gather(torch.empty(LARGE, device="meta"))
     monkeypatch.setattr(pages, "SWITCH", tmp_path / "enabled")  # a system that has no such thing
     assert pages.gather(torch.randn(LARGE))
     (tmp_path / "enabled").write_text("always madvise [never]\n")
     assert pages.gather(torch.randn(LARGE))
+
+
+def resident_kilobytes():
+    lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("Rss:"))
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_what_is_forgotten_takes_no_memory_and_nothing_else_is_touched():
+    whole = torch.ones(3, 2**22)
+    before = resident_kilobytes()
+    pages.forget(whole[1])
+    assert resident_kilobytes() < before - 15 * 2**10  # of 16 MiB
+    assert (whole[0] == 1).all()
+    assert (whole[2] == 1).all()
+    pages.forget(torch.ones(3))  # of no whole page
+    pages.forget(torch.empty(3, device="meta"))
 
 
 @pytest.mark.parametrize("shape", [(2, 3), LARGE])

@@ -56,20 +56,26 @@ def gather(tensor: Tensor) -> bool:
             return True
     except OSError:
         return True
-    return advise(tensor, COLLAPSE, HUGE_PAGE_BYTES)
+    return _advise(tensor, COLLAPSE, HUGE_PAGE_BYTES)
 
 
-def advise(tensor: Tensor, advice: int, page: int) -> bool:
+def forget(tensor: Tensor) -> None:
+    """Give this process's share of a tensor's memory back; what it says is undefined from now."""
+    if tensor.device.type == "cpu" and hasattr(mmap, "MADV_DONTNEED"):
+        _advise(tensor, mmap.MADV_DONTNEED, mmap.PAGESIZE)
+
+
+def _advise(tensor: Tensor, advice: int, page: int) -> bool:
     """Tell the kernel what is to be with the pages that lie within a tensor's memory; its answer.
 
     Args:
-        tensor: on a CPU.
+        tensor: without gaps, or with what lies in them.
         advice: one of madvise(2).
         page: bytes.
     """
-    storage = getattr(tensor, "_local_tensor", tensor).untyped_storage()
-    first = -(-storage.data_ptr() // page) * page
-    size = (storage.data_ptr() + storage.nbytes() - first) // page * page
+    here: Tensor = getattr(tensor, "_local_tensor", tensor)
+    first = -(-here.data_ptr() // page) * page
+    size = (here.data_ptr() + here.nbytes - first) // page * page
     where = ctypes.c_void_p(first), ctypes.c_size_t(size)
     return size <= 0 or ctypes.CDLL(None).madvise(*where, ctypes.c_int(advice)) == 0
 

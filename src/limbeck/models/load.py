@@ -186,7 +186,10 @@ def _gather(module: nn.Module) -> None:
     """
     for weight in module.parameters():
         if not pages.gather(weight) and weight.requires_grad:
-            weight.data = pages.zeros(weight.shape, weight.dtype, weight.device).copy_(weight.data)
+            mapped = weight.data
+            weight.data = mapped.clone()
+            pages.forget(mapped)
+            pages.gather(weight)
 
 
 def _quantization(kind: str) -> Any:

@@ -7,7 +7,6 @@ wait, so it is never far ahead.
 
 import gc
 import io
-import mmap
 import multiprocessing
 import os
 import pickle
@@ -117,7 +116,8 @@ def _work(
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     reading.close()  # or nobody's end would end the writing
     torch.set_num_threads(1)  # the threads of the parent are not here
-    _forget(unneeded)
+    for tensor in unneeded:
+        pages.forget(tensor)
     error: Exception | None = None
     while error is None:
         made: Any = None
@@ -134,13 +134,6 @@ def _work(
 def _end(process: BaseProcess) -> None:
     process.kill()  # it has nothing to put in order
     process.join()
-
-
-def _forget(tensors: Iterable[Tensor]) -> None:
-    """Give this process's share of their memory back; what they say here is undefined from now."""
-    for tensor in tensors:
-        if tensor.device.type == "cpu":
-            pages.advise(tensor, mmap.MADV_DONTNEED, mmap.PAGESIZE)
 
 
 def _portable(error: Exception) -> Exception:
