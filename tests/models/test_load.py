@@ -83,8 +83,8 @@ def test_weights_that_cannot_be_gathered_are_copied_only_to_be_trained(tiny_teac
     monkeypatch.setattr(pages, "gather", refusing)
     student = load_student(CausalStudent(name=str(tiny_teacher)), {}, CPU, seed=0).transformer
     moved = [weight.data_ptr() for weight in student.parameters()]
-    assert asked[1::2] == moved
-    assert all(old != new for old, new in zip(asked[::2], moved, strict=True))
+    assert asked[len(moved) :] == moved
+    assert all(old != new for old, new in zip(asked, moved, strict=False))
     tied = student.get_input_embeddings().weight is student.get_output_embeddings().weight
     assert tied == student.config.tie_word_embeddings
     for weight, same in zip(student.parameters(), expected.parameters(), strict=True):
