@@ -53,7 +53,7 @@ class Sizes:
     block_elements: int
 
 
-CPU = Sizes(chunk_bytes=160 * 2**20, chunk_rows=512, block_elements=2**18)
+CPU = Sizes(chunk_bytes=150 * 2**20, chunk_rows=512, block_elements=2**18)
 """Some arrays of a block fit a core's cache."""
 
 GPU = Sizes(chunk_bytes=640 * 2**20, chunk_rows=2**16, block_elements=2**24)
