@@ -241,8 +241,9 @@ thread of a CPU with matrix units for bf16, student width 512, teacher width 1,0
 (`benchmarks/fused_loss.py`): share of the machine's own rate on exactly the matrix products that
 the loss needs, memory on top of the inputs with the gradients in it, and seconds. The rate is
 measured just before and just after, on a shared machine where it moves by a third, so that one
-cell came out between 86% and 99%. The first row of limbeck is one run of its own, with the last
-code; others were measured at other times, the last two columns on a slower day: compare shares.""",
+cell came out between 86% and 99%. The first row of limbeck is one run of its own, but for the last
+fp32 column; others were measured at other times, the last two columns on a slower day: compare
+shares.""",
     "fused_loss_h200": """The same on an NVIDIA H200 at the widths of real models, 2,048 and 8,192
 (`benchmarks/fused_loss_gpu.py`; `logits: chunked` is without our Triton kernel, and was measured
 with chunks of half the size):""",
