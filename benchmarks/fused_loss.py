@@ -1,6 +1,6 @@
 """Forward and backward of a distillation loss from hidden states and heads, beside our peers.
 
-    python benchmarks/fused_loss.py                  # everything; about two hours
+    python benchmarks/fused_loss.py                  # everything; more than two hours
     python benchmarks/fused_loss.py --quick          # the smallest case only, nothing written
     python benchmarks/fused_loss.py --case 2048x32000-float32 --implementation limbeck --update
 
@@ -9,10 +9,10 @@ vocabulary entries, a dtype and a divergence; the student's width is 512, the te
 After a warm-up at full shape the call is timed (seven times to once, by its length). Reported are
 
 - the median and the least seconds;
-- the share of the matmul rate: 2NV(dt + ds) + 4NV ds operations over the median, divided by the
-  rate of exactly those products in the same process, the mean of just before and just after. Also
-  by processor time, which stands still while another process has the core: where the two differ,
-  the machine was busy;
+- the share of the matmul rate: 2NV(dt + ds) + 4NV ds operations over the seconds of a call, divided
+  by the rate of exactly those products in the same process, the mean of just before and just after
+  that call; the median over the calls, the least and the most. Also by processor time, which stands
+  still while another process has the core: where the two differ, the machine was busy;
 - the peak of resident memory above what stood before the call, in MB of 10^6 bytes, the gradients
   of the student's hidden state and head included.
 
@@ -34,11 +34,13 @@ from typing import Any
 
 from environment import destination, environment, load, memory_bytes, now
 from measure import (
+    Rate,
     answer,
     give_back_memory,
     in_fresh_process,
     matmul_rate,
     operations,
+    shares,
     status_bytes,
     times_of,
 )
@@ -137,23 +139,22 @@ def measure_case(case: Case, implementation: str) -> dict[str, Any]:
     clear()
     give_back_memory()
     retained = status_bytes("VmRSS") - resident
-    before = matmul_rate(*tensors)  # not sooner: the call may move its inputs to better pages
-    times, memory = times_of(call, clear)
+    rates: list[Rate] = []  # not sooner: the call may move its inputs to better pages
+
+    times, memory = times_of(call, clear, lambda: rates.append(matmul_rate(*tensors)))
     errors = errors_of(case, tensors, values[-1])
-    clear()
-    after = matmul_rate(*tensors)
-    median = statistics.median(times.wall)
-    worked = statistics.median(times.processor)
     flops = operations(case.rows, case.vocabulary, STUDENT_WIDTH, TEACHER_WIDTH)
+    reached = shares(flops, times.wall, [rate.wall for rate in rates])
+    worked = shares(flops, times.processor, [rate.processor for rate in rates])
     return {
         "seconds": times.wall,
-        "median_seconds": median,
+        "median_seconds": statistics.median(times.wall),
         "least_seconds": min(times.wall),
         "processor_share": times.processor_share,
-        "matmul_rate_before": before.wall,
-        "matmul_rate_after": after.wall,
-        "share_of_matmul_rate": flops / median / ((before.wall + after.wall) / 2),
-        "share_by_processor_time": flops / worked / ((before.processor + after.processor) / 2),
+        "matmul_rates": [rate.wall for rate in rates],
+        "shares": reached,
+        "share_of_matmul_rate": statistics.median(reached),
+        "share_by_processor_time": statistics.median(worked),
         "extra_bytes": memory.extra_bytes,
         "retained_bytes": retained,
         "value": values[-1],
@@ -248,9 +249,11 @@ def say(case: Case, row: dict[str, Any]) -> None:
         print(f"{head} {row.get('left_out') or row['error']}", flush=True)
         return
     share, extra = row["share_of_matmul_rate"], row["extra_bytes"] / 1e6
+    least, most = min(row["shares"]), max(row["shares"])
     print(
         f"{head} {row['median_seconds']:8.2f} s (least {row['least_seconds']:.2f}) "
-        f"{share:5.0%} ({row['share_by_processor_time']:.0%} by processor time) "
+        f"{share:5.0%} ({least:.0%} to {most:.0%}; {row['share_by_processor_time']:.0%} by "
+        f"processor time) "
         f"{extra:7,.0f} MB  {remarks(row)}",
         flush=True,
     )
@@ -263,9 +266,9 @@ def remarks(row: dict[str, Any]) -> str:
         found.append("DISAGREES with float64")
     if row["processor_share"] < QUIET_SHARE:
         found.append(f"had a core for {row['processor_share']:.0%} of the time only")
-    rates = row["matmul_rate_before"], row["matmul_rate_after"]
-    if min(rates) < QUIET_SHARE * max(rates):
-        found.append(f"matmul rate {rates[0] / 1e9:.0f} then {rates[1] / 1e9:.0f} GFLOP/s")
+    least, most = min(row["matmul_rates"]), max(row["matmul_rates"])
+    if least < QUIET_SHARE * most:
+        found.append(f"matmul rate {least / 1e9:.0f} to {most / 1e9:.0f} GFLOP/s")
     return "; ".join(found)
 
 

@@ -10,9 +10,10 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -20,7 +21,7 @@ from typing import Any
 MARK = "RESULT "
 """Starts the line on which a worker prints its figures."""
 
-LONG_SECONDS = 20.0
+LONG_SECONDS = 60.0
 """A call that takes longer is timed once, others at least three times."""
 
 BUFFER_BYTES = 2 << 30
@@ -145,22 +146,34 @@ class Times:
         return sum(self.processor) / sum(self.wall)
 
 
-def times_of(call: Callable[[], Any], clear: Callable[[], None]) -> tuple[Times, PeakMemory]:
+def times_of(
+    call: Callable[[], Any], clear: Callable[[], None], beside: Callable[[], None]
+) -> tuple[Times, PeakMemory]:
     """Times of repeated calls, and the memory of the first of them; `clear` drops gradients.
 
-    Those of the last call stay. Call it once before, to warm up. Seven calls where they are quick,
-    three where they are not, one where it takes longer than `LONG_SECONDS`.
+    Those of the last call stay. `beside` is called before the first and after each. Call it once
+    before, to warm up. Seven calls where they are quick, three where they are not, one where it
+    takes longer than `LONG_SECONDS`.
     """
     times, memory = Times(), PeakMemory()
+    beside()
     clear()
     with memory:
         times.add(call)
+    beside()
     first = times.wall[0]
     repeats = 7 if first < 2 else 5 if first < 5 else 3 if first < LONG_SECONDS else 1
     while len(times.wall) < repeats:
         clear()
         times.add(call)
+        beside()
     return times, memory
+
+
+def shares(flops: int, seconds: Sequence[float], rates: Sequence[float]) -> list[float]:
+    """Of each call, what it reached of the mean of the rates just before and just after it."""
+    around = [(before + after) / 2 for before, after in pairwise(rates)]
+    return [flops / took / rate for took, rate in zip(seconds, around, strict=True)]
 
 
 def operations(rows: int, vocabulary: int, student_width: int, teacher_width: int) -> int:
@@ -184,13 +197,15 @@ def matmul_rate(student: Any, head: Any, teacher: Any, teacher_head: Any) -> Rat
     """
     import torch
 
+    from limbeck.losses import pages
+
     rows, vocabulary = student.shape[0], head.shape[0]
     chunk = rows
     if rows * vocabulary * student.element_size() > BUFFER_BYTES:
         chunk = min(rows, CHUNK_ROWS)
-    logits = torch.zeros(chunk, vocabulary, dtype=head.dtype)
+    logits = pages.zeros((chunk, vocabulary), head.dtype, head.device).zero_()
     hidden_gradient = torch.zeros_like(student[:chunk])
-    head_gradient = torch.zeros_like(head)
+    head_gradient = pages.zeros(head.shape, head.dtype, head.device).zero_()
 
     def products(first: int, last: int) -> None:
         x, y = student[first:last], teacher[first:last]
