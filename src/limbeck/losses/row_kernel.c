@@ -23,6 +23,7 @@
 
 #define LOG2_E 1.44269504f
 #define LN_2 0.693147181f
+#define FAR_BITS (FAR * LOG2_E)
 
 #define LINE 64 /* bytes of the cache */
 #define AHEAD 2 /* tiles */
@@ -77,42 +78,42 @@ INLINE float natural_log(float x) {
     return x > 0.0f ? times_plus((float)(from_root >> 23), LN_2, r) : -INFINITY;
 }
 
-/* ---- forms: (p, q, log q - log p, share) -> phi and q a ---- */
+/* ---- forms: (p, q, log2 q - log2 p, share) -> phi and q a ---- */
 
 typedef struct {
     float value, pulled;
 } Pair;
 
 /* q log(q / p); a = log(q / p) */
-INLINE Pair reverse_kl(float p, float q, float log_ratio, float share) {
-    return (Pair){q * log_ratio, q * log_ratio};
+INLINE Pair reverse_kl(float p, float q, float bits, float share) {
+    return (Pair){q * bits * LN_2, q * bits * LN_2};
 }
 
 /* share p log(p / m) + (1 - share) q log(q / m); a = (1 - share) log(q / m) */
-INLINE Pair jensen_shannon(float p, float q, float log_ratio, float share) {
-    log_ratio = log_ratio > FAR ? FAR : log_ratio;
-    float log_mixture = natural_log(1.0f + (1.0f - share) * (power_of_e(log_ratio) - 1.0f));
-    float pulled = (1.0f - share) * q * (log_ratio - log_mixture); /* log m - log p */
+INLINE Pair jensen_shannon(float p, float q, float bits, float share) {
+    bits = bits > FAR_BITS ? FAR_BITS : bits;
+    float log_mixture = natural_log(1.0f + (1.0f - share) * (power_of_2(bits) - 1.0f));
+    float pulled = (1.0f - share) * q * times_plus(bits, LN_2, -log_mixture); /* log m - log p */
     return (Pair){pulled - share * p * log_mixture, pulled};
 }
 
 /* p log(p / m); a = (1 - share) (m - p) / m */
-INLINE Pair skew_forward_kl(float p, float q, float log_ratio, float share) {
-    log_ratio = log_ratio > FAR ? FAR : log_ratio;
-    float excess = (1.0f - share) * (power_of_e(log_ratio) - 1.0f); /* m / p - 1 */
+INLINE Pair skew_forward_kl(float p, float q, float bits, float share) {
+    bits = bits > FAR_BITS ? FAR_BITS : bits;
+    float excess = (1.0f - share) * (power_of_2(bits) - 1.0f); /* m / p - 1 */
     return (Pair){-p * natural_log(1.0f + excess), (1.0f - share) * q * excess / (1.0f + excess)};
 }
 
 /* q log(q / m); a = log(q / m) + share (m - q) / m */
-INLINE Pair skew_reverse_kl(float p, float q, float log_ratio, float share) {
-    log_ratio = log_ratio < -FAR ? -FAR : log_ratio;
-    float excess = (1.0f - share) * (power_of_e(-log_ratio) - 1.0f); /* m / q - 1 */
+INLINE Pair skew_reverse_kl(float p, float q, float bits, float share) {
+    bits = bits < -FAR_BITS ? -FAR_BITS : bits;
+    float excess = (1.0f - share) * (power_of_2(-bits) - 1.0f); /* m / q - 1 */
     float value = -q * natural_log(1.0f + excess);
     return (Pair){value, value + share * q * excess / (1.0f + excess)};
 }
 
 /* |p - q| / 2; a = sign(q - p) / 2 */
-INLINE Pair total_variation(float p, float q, float log_ratio, float share) {
+INLINE Pair total_variation(float p, float q, float bits, float share) {
     float gap = q - p;
     return (Pair){0.5f * fabsf(gap), gap == 0.0f ? 0.0f : q * copysignf(0.5f, gap)};
 }
@@ -281,6 +282,9 @@ INLINE double soften_both(Row *row, int64_t width) {
 /* The sum of phi; q a takes the place of the teacher's powers, its sum goes to `centre`. */
 INLINE double centre(Row *row, int64_t width) {
     double value = 0.0, total = 0.0;
+    float cool = row->mine.cool;
+    float apart = (float)(((double)row->theirs.top - row->mine.top) * cool
+                          + ((double)row->theirs.rest - row->mine.rest)); /* 0 for equal models */
     for (int64_t first = 0; first < width; first += TILE) {
         int64_t last = first + TILE < width ? first + TILE : width;
         float my_scale = scale_at(row->mine, first), their_scale = scale_at(row->theirs, first);
@@ -288,10 +292,9 @@ INLINE double centre(Row *row, int64_t width) {
 #pragma omp simd reduction(+ : sum, pulled)
         for (int64_t i = first; i < last; i++) {
             float their_z = shaped(row->teacher, THEIRS, row->of_teacher, i);
-            float logq = log_probability(logit(row, i), row->mine);
-            float logp = log_probability(their_z, row->theirs);
+            float bits = times_plus(logit(row, i) - their_z, cool, apart);
             float q = row->mine.powers[i] * my_scale, p = row->theirs.powers[i] * their_scale;
-            Pair pair = FORM(p, q, (logq - logp) * LN_2, row->share);
+            Pair pair = FORM(p, q, bits, row->share);
             row->theirs.powers[i] = pair.pulled;
             pulled += pair.pulled;
             sum += pair.value;
