@@ -98,7 +98,10 @@ def private_bytes(process: int | None) -> int:
 
 def give_back_memory() -> None:
     """Return what is free to the system, or it would hide the next call's need of it."""
+    from limbeck.losses import pages
+
     gc.collect()
+    pages.release()
     ctypes.CDLL(None).malloc_trim(0)
 
 

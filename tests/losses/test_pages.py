@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from limbeck.losses import pages
+from limbeck.losses.fused import fused_linear_divergence
 
 CPU = torch.device("cpu")
 LARGE = (3, 2**20)
@@ -121,3 +122,64 @@ def test_a_cast_is_like_any_other(shape):
     made = pages.cast(drawn, torch.bfloat16)
     assert torch.equal(made, drawn.to(torch.bfloat16))
     assert not made.requires_grad
+
+
+@pytest.fixture
+def nothing_waits():
+    """No memory of other tests', and afterwards none of this one's."""
+    if not hasattr(mmap, "MADV_HUGEPAGE"):
+        pytest.skip("only memory in huge pages is kept")
+    pages.release()
+    yield
+    pages.release()
+
+
+def large(rows, **settings):
+    return pages.empty((rows, 2**20), torch.float32, CPU, **settings)
+
+
+def test_memory_waits_for_the_next_tensor_of_its_size(nothing_waits):
+    first, second = large(3), large(3)
+    places = {first.data_ptr(), second.data_ptr()}
+    assert len(places) == 2  # what is in use is nobody else's
+    part = first[1]
+    del first, second
+    assert large(3).data_ptr() in places - {part.data_ptr() - 2**22}  # a view holds all of it
+    del part
+    again = large(3).fill_(5), large(3).fill_(5)
+    assert {tensor.data_ptr() for tensor in again} == places
+    del again
+    assert not pages.zeros((3, 2**20), torch.float32, CPU).any()
+
+
+def test_tensors_that_may_come_to_one_size_share_memory(nothing_waits):
+    place = large(2, at_most_bytes=2**24).data_ptr()
+    made = large(3, at_most_bytes=2**24)
+    assert made.data_ptr() == place
+    assert made.shape == (3, 2**20)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+@pytest.mark.parametrize("leave", [pages.release, lambda: large(5)], ids=["release", "other size"])
+def test_memory_that_no_one_will_ask_for_goes_back(nothing_waits, leave):
+    large(16).fill_(1)
+    before = resident_kilobytes()
+    leave()
+    assert resident_kilobytes() < before - 60 * 2**10  # of 64 MiB
+
+
+def test_a_gradient_is_not_overwritten_by_the_next(nothing_waits):
+    hidden, head = torch.randn(4, 128), torch.randn(2**14, 128).requires_grad_()
+    teacher_head = torch.randn(2**14, 128)
+
+    def gradient(row):
+        loss = fused_linear_divergence(hidden[row:], head, hidden[row:], teacher_head)
+        return torch.autograd.grad(loss, head)[0]
+
+    first = gradient(0)
+    kept = first.clone()
+    second = gradient(2)
+    assert second.data_ptr() != first.data_ptr()
+    assert torch.equal(first, kept)
+    del first, second
+    assert torch.equal(gradient(0), kept)  # in memory that said something else

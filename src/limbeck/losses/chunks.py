@@ -157,7 +157,7 @@ class Work:
             name: _ready(teacher) if isinstance(teacher, Projection) else teacher.detach()
             for name, teacher in teachers.items()
         }
-        self.terms, self.chunk_rows, self.run = terms, chunk_rows, run
+        self.terms, self.run = terms, run
         self.has_kernels = all(term.kernel is not None for term in terms)
         device = student.hidden.device
         self.exact = torch.promote_types(student.hidden.dtype, torch.float32)
@@ -178,15 +178,13 @@ class Work:
         self.index = (weights > 0).any(0).nonzero().flatten().to(device, non_blocking=True)
         self.buffers: dict[str, Tensor] = {}
         self.sizes = sizes(device.type)
+        row_bytes = self.student.vocabulary * self.student.hidden.dtype.itemsize
+        self.usual_rows = min(max(1, self.sizes.chunk_bytes // row_bytes), self.sizes.chunk_rows)
+        self.chunk_rows = chunk_rows or self.usual_rows
 
     def chunks(self) -> Iterator[Tensor]:
         """Indices of the rows of each chunk; all chunks are of about the same size."""
-        n, width = len(self.index), self.student.vocabulary
-        most = self.chunk_rows
-        if most is None:
-            most = self.sizes.chunk_bytes // (width * self.student.hidden.dtype.itemsize)
-            most = min(max(1, most), self.sizes.chunk_rows)
-        parts = -(-n // most)
+        parts = -(-len(self.index) // self.chunk_rows)
         yield from self.index.tensor_split(parts) if parts else ()
 
     def losses(self, rows: Tensor) -> Tensor:
@@ -230,7 +228,7 @@ class Work:
         rows = rows.to(of.hidden.device)
         hidden = of.hidden[rows]
         if name not in self.buffers or len(self.buffers[name]) < len(rows):
-            self.buffers[name] = _buffer(len(rows), of.vocabulary, hidden)
+            self.buffers[name] = self._buffer(len(rows), of.vocabulary, hidden)
         out = self.buffers[name][: len(rows), : of.vocabulary]
         striped = out.device.type == "cpu" and out.dtype == torch.float32
         step = PROJECTED_COLUMNS if striped else of.vocabulary
@@ -244,6 +242,15 @@ class Work:
         if of.low_hidden is not None and of.low_weight is not None:
             out.addmm_(of.low_hidden[rows], of.low_weight.T)
         return out.to(self.student.hidden.device)
+
+    def _buffer(self, rows: int, columns: int, like: Tensor) -> Tensor:
+        """Room for logits; each row begins where products and wide loads want it."""
+        if like.device.type != "cpu":
+            return like.new_empty(rows, columns + -columns % ALIGNED_COLUMNS)
+        row_bytes = (-(-columns * like.dtype.itemsize // LINE_BYTES) | 1) * LINE_BYTES
+        shape = (rows, row_bytes // like.dtype.itemsize)
+        most = self.usual_rows * row_bytes
+        return pages.empty(shape, like.dtype, like.device, at_most_bytes=most)
 
     def empty_gradient(self, of: Tensor, of_rows: bool) -> Tensor:
         """Rows get their gradient once; a head's is the sum over all rows, and kept exact."""
@@ -451,15 +458,6 @@ def _bend(shaped: Tensor, of: Projection) -> Tensor | float | None:
     if of.soft_cap is not None:
         return (shaped / of.soft_cap).square_().neg_().add_(1).mul_(of.scale)
     return None if of.scale == 1.0 else of.scale
-
-
-def _buffer(rows: int, columns: int, like: Tensor) -> Tensor:
-    """Room for logits; each row begins where products and wide loads want it."""
-    if like.device.type != "cpu":
-        return like.new_empty(rows, columns + -columns % ALIGNED_COLUMNS)
-    lines = -(-columns * like.dtype.itemsize // LINE_BYTES) | 1
-    columns = lines * LINE_BYTES // like.dtype.itemsize
-    return pages.zeros((rows, columns), like.dtype, like.device)
 
 
 def _add_outer(total: Tensor, gradient: Tensor, hidden: Tensor) -> None:

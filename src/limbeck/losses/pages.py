@@ -8,6 +8,7 @@ import contextlib
 import ctypes
 import math
 import mmap
+import weakref
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -22,25 +23,62 @@ COLLAPSE = 25
 SWITCH = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
 
-def zeros(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """A tensor of zeros; in huge pages where it is large and the system has them.
+_spare: dict[int, list[mmap.mmap]] = {}
+"""Memory by its size that no tensor has any more."""
 
-    The memory goes back to the system with the tensor.
+
+def empty(
+    shape: Sequence[int], dtype: torch.dtype, device: torch.device, *, at_most_bytes: int = 0
+) -> Tensor:
+    """A tensor that says anything; in huge pages where it is large and the system has them.
+
+    A large one's memory stays here when the tensor is gone, for the next of the same size: the
+    system clears what it hands out, which takes longer than to use it once. Whoever asks for
+    another size has gone on to something else, and what waits then goes back to the system.
+
+    Args:
+        shape, dtype, device: of the tensor.
+        at_most_bytes: what tensors of this kind may come to, where they are not all of one size:
+            they share their memory. What is not written of it takes none.
     """
     size = math.prod(shape) * dtype.itemsize
     if not _worth(size, device):
-        return torch.zeros(shape, dtype=dtype, device=device)
-    memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)  # begins as zeros
+        return torch.empty(shape, dtype=dtype, device=device)
+    size = max(size, at_most_bytes)
+    waiting = _spare.get(size)
+    memory = waiting.pop() if waiting else _mapped(size)
+    view = memoryview(memory)
+    weakref.finalize(view, _keep, memory).atexit = False
+    return torch.frombuffer(view, dtype=dtype, count=math.prod(shape)).view(*shape)
+
+
+def zeros(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """The same, of zeros."""
+    return empty(shape, dtype, device).zero_()
+
+
+def release() -> None:
+    """Give the memory that waits for another tensor back to the system."""
+    _spare.clear()
+
+
+def _mapped(size: int) -> mmap.mmap:
+    release()
+    memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     with contextlib.suppress(OSError):  # a kernel without them serves small pages
         memory.madvise(mmap.MADV_HUGEPAGE)
-    return torch.frombuffer(memory, dtype=dtype).view(*shape)
+    return memory
+
+
+def _keep(memory: mmap.mmap) -> None:
+    _spare.setdefault(len(memory), []).append(memory)
 
 
 def cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """`tensor.to(dtype)`, detached; a new tensor lies as one of `zeros` does."""
+    """`tensor.to(dtype)`, detached; a new tensor lies as one of `empty` does."""
     if tensor.dtype == dtype or not _worth(tensor.numel() * dtype.itemsize, tensor.device):
         return tensor.detach().to(dtype)
-    return zeros(tensor.shape, dtype, tensor.device).copy_(tensor.detach())
+    return empty(tensor.shape, dtype, tensor.device).copy_(tensor.detach())
 
 
 def gather(tensor: Tensor) -> bool:

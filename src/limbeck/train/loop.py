@@ -21,6 +21,7 @@ from limbeck.core.protocols import Carried, Reader
 from limbeck.core.random import seeded
 from limbeck.core.term import Term
 from limbeck.core.types import Needs, Signals, View
+from limbeck.losses import pages
 from limbeck.train.balance import EVERY_STEPS, Rule, by_gradient, by_uncertainty, shared_layer
 from limbeck.train.batches import Batches
 from limbeck.train.loss import fits_chunks, loss_of, rowwise
@@ -174,6 +175,7 @@ class Trainer:
                     )
         finally:
             self.preparation.close()
+            pages.release()
 
     @phase("limbeck.step")
     def step(self) -> dict[str, float]:
