@@ -330,6 +330,15 @@ def test_settings_without_influence_do_not_refuse(call, write, tmp_path):
     assert call("run", path, *settings, "--out", tmp_path / "run").code == 0
 
 
+def test_the_data_may_be_moved(call, write, tmp_path, tiny_data):
+    path = write()
+    assert call("cache", path).code == 0
+    (tmp_path / "there").mkdir()
+    moved = shutil.copy(tiny_data, tmp_path / "there")
+    done = call("run", path, "--out", tmp_path / "run", f"source.path={moved}")
+    assert done.code == 0, done.err
+
+
 def test_a_cache_may_be_moved(call, write, tmp_path):
     assert call("cache", write()).code == 0
     (tmp_path / "cache").rename(tmp_path / "elsewhere")

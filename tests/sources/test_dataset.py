@@ -2,6 +2,8 @@
 
 import json
 import multiprocessing
+import re
+import shutil
 
 import pytest
 
@@ -9,7 +11,7 @@ from limbeck.core.errors import DataError, RecipeError
 from limbeck.core.types import Turn
 from limbeck.sources import Dataset
 from limbeck.sources.dataset import to_sample
-from limbeck.sources.files import open_rows
+from limbeck.sources.files import content_sha256, open_rows
 
 
 def write(path, rows):
@@ -117,6 +119,38 @@ def test_parquet_and_folders(tmp_path):
     stream = Dataset(path=str(tmp_path), holdout=0).open(0)
     texts = {next(stream).turns[0].text for _ in range(10)}
     assert texts == {f"{letter}{i}" for letter in "pj" for i in range(5)}
+
+
+def test_a_row_keeps_its_name_where_its_file_is_moved(tmp_path):
+    import pyarrow
+    import pyarrow.parquet
+
+    pyarrow.parquet.write_table(pyarrow.table({"text": ["p", "q"]}), tmp_path / "b.parquet")
+    write(tmp_path / "a.jsonl", [{"text": "j"}])
+    moved = shutil.copytree(tmp_path, tmp_path / "there")
+    for folder in (tmp_path, moved):
+        stream = Dataset(path=str(folder), holdout=0).open(0)
+        assert [s.id for s in stream.training] == ["a.jsonl:1", "b.parquet[0]", "b.parquet[1]"]
+        one = Dataset(path=str(folder / "b.parquet"), holdout=0).open(0)
+        assert [s.id for s in one.training] == ["b.parquet[0]", "b.parquet[1]"]
+    broken = write(tmp_path / "c.jsonl", [{"text": 1}])
+    with pytest.raises(DataError, match=f"^{re.escape(broken)}:1: "):  # an error says where
+        Dataset(path=broken).open(0)
+
+
+def test_what_a_file_or_folder_holds_decides_its_hash(tmp_path):
+    write(tmp_path / "a.jsonl", [{"text": "j"}])
+    write(tmp_path / "b.jsonl", [{"text": "k"}])
+    (tmp_path / "README.md").write_text("not a row")
+    moved = shutil.copytree(tmp_path, tmp_path / "there")
+    whole, one = content_sha256(str(tmp_path)), content_sha256(str(tmp_path / "a.jsonl"))
+    assert whole == content_sha256(str(moved))
+    assert one == content_sha256(str(moved / "a.jsonl"))
+    write(moved / "b.jsonl", [{"text": "l"}])
+    (moved / "a.jsonl").rename(moved / "c.jsonl")
+    assert whole != content_sha256(str(moved))
+    assert one != content_sha256(str(moved / "c.jsonl"))  # rows have its name
+    assert content_sha256("somebody/data") is None
 
 
 def test_each_epoch_visits_every_row_once_in_its_own_order(tmp_path):

@@ -220,7 +220,7 @@ class Samples(Sequence[Sample]):
         gone = set(self.columns.values())
         rest = {name: value for name, value in row.items() if name not in gone}
         try:
-            return to_sample({**rest, **renamed}, self.rows.place(index))
+            return to_sample({**rest, **renamed}, self.rows.name(index))
         except ValueError as error:
             raise DataError(f"{self.rows.place(index)}: {error}") from None
 

@@ -1,5 +1,6 @@
 """Rows of JSONL and Parquet files and of hub datasets, read lazily and named by their place."""
 
+import hashlib
 import json
 import os
 import weakref
@@ -23,6 +24,10 @@ class Rows(Protocol):
 
     def place(self, index: int) -> str:
         """`FILE:LINE` or `NAME[ROW]`, for messages."""
+        ...
+
+    def name(self, index: int) -> str:
+        """The same without the file's folder: a row keeps its name where its file is moved."""
         ...
 
 
@@ -74,12 +79,16 @@ class JsonLines:
         """File and line, from 1."""
         return f"{self.path}:{self._numbers[index]}"
 
+    def name(self, index: int) -> str:
+        """The file's own name, and the line."""
+        return f"{self.path.name}:{self._numbers[index]}"
+
 
 class Table:
-    """Rows of a `datasets` table (Parquet or hub)."""
+    """Rows of a `datasets` table: a Parquet file's, or a hub's."""
 
-    def __init__(self, table: Any, name: str) -> None:
-        self.table, self.name = table, name
+    def __init__(self, table: Any, source: Path | str) -> None:
+        self.table, self.source = table, source
 
     def __len__(self) -> int:
         return len(self.table)
@@ -90,8 +99,13 @@ class Table:
         return self.table[index]
 
     def place(self, index: int) -> str:
-        """Name and row, from 0."""
-        return f"{self.name}[{index}]"
+        """File or dataset, and row, from 0."""
+        return f"{self.source}[{index}]"
+
+    def name(self, index: int) -> str:
+        """The file's own name, or the dataset's, and the row."""
+        own = self.source.name if isinstance(self.source, Path) else self.source
+        return f"{own}[{index}]"
 
 
 class Chain:
@@ -119,6 +133,11 @@ class Chain:
         part, inner = self._find(index)
         return part.place(inner)
 
+    def name(self, index: int) -> str:
+        """What the part calls the row."""
+        part, inner = self._find(index)
+        return part.name(inner)
+
 
 def open_rows(path: str, split: str) -> Rows:
     """Rows of a .jsonl or .parquet file, a folder of such files (by name), or a hub dataset.
@@ -128,7 +147,7 @@ def open_rows(path: str, split: str) -> Rows:
     """
     place = Path(path).expanduser()
     if place.is_dir():
-        files = sorted(f for f in place.iterdir() if f.suffix in (".jsonl", ".parquet"))
+        files = _files(place)
         if not files:
             raise DataError(f"{path}: the folder holds no .jsonl or .parquet file")
         rows: Rows = Chain([_open_file(file) for file in files])
@@ -145,6 +164,22 @@ def open_rows(path: str, split: str) -> Rows:
     return rows
 
 
+def content_sha256(path: str) -> str | None:
+    """Hash of the file, or of the folder's files, with their names; None where there is none."""
+    place = Path(path).expanduser()
+    whole = hashlib.sha256()
+    files = _files(place) if place.is_dir() else [place] if place.is_file() else []
+    for file in files:
+        with file.open("rb") as content:
+            own = hashlib.file_digest(content, "sha256").hexdigest()
+        whole.update(json.dumps([file.name, own]).encode())
+    return whole.hexdigest() if files else None
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(file for file in folder.iterdir() if file.suffix in (".jsonl", ".parquet"))
+
+
 def _open_file(path: Path) -> Rows:
     if path.suffix == ".jsonl":
         return JsonLines(path)
@@ -156,7 +191,7 @@ def _open_file(path: Path) -> Rows:
             table: Any = datasets.Dataset.from_parquet(str(path), keep_in_memory=True)
         except Exception as error:  # pyarrow and datasets raise many kinds for a bad file
             raise DataError(f"{path}: not a readable Parquet file: {_one_line(error)}") from None
-        return Table(table, str(path))
+        return Table(table, path)
     raise DataError(f"{path}: unknown kind of file {path.suffix!r}; give .jsonl or .parquet")
 
 

@@ -334,6 +334,7 @@ class RolloutStream:
             "pending": [[at, to_json(sample)] for at, sample in self.pending],
             "buffer": self.buffer.state_dict() if self.buffer is not None else None,
             "watch": self.watch.state_dict(),
+            "figures": None if self.scorer is None else dict(self.scorer.figures),
         }
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
@@ -351,6 +352,8 @@ class RolloutStream:
         if self.buffer is not None:
             self.buffer.load_state_dict(state["buffer"])
         self.watch.load_state_dict(state["watch"])
+        if self.scorer is not None:
+            self.scorer.figures = dict(state.get("figures") or {})
 
 
 def _question(sample: Sample) -> Sample:
