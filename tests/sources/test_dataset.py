@@ -69,6 +69,21 @@ def test_missing_empty_and_unknown_files(tmp_path):
         Dataset(path=str(tmp_path / "bad.parquet")).open(0)
 
 
+def test_a_column_without_a_value_is_not_the_rows_form():
+    nothing = dict.fromkeys(["messages", "prompt", "completion", "text"])
+    assert to_sample({**nothing, "prompt": "a", "completion": "b"}, "n").completion == "b"
+    assert to_sample({**nothing, "text": "a"}, "n").turns[0].text == "a"
+    with pytest.raises(ValueError, match="`messages` is NoneType"):
+        to_sample(nothing, "n")
+
+
+@pytest.mark.parametrize("value", ["1" * 5000, "[" * 10**5], ids=["digits", "brackets"])
+def test_json_that_no_one_can_read_names_its_line(tmp_path, value):
+    path = write(tmp_path / "d.jsonl", [{"text": "a"}, f'{{"text": "a", "more": {value}'])
+    with pytest.raises(DataError, match=r"d\.jsonl:2: not JSON: "):
+        Dataset(path=path).open(0)
+
+
 def test_columns_are_renamed(tmp_path):
     path = write(tmp_path / "q.jsonl", [{"question": "a", "answer": "b"}])
     dataset = Dataset(path=path, columns={"prompt": "question", "completion": "answer"})

@@ -35,6 +35,9 @@ Column = Literal[
 ]
 """What is read of a row."""
 
+FORMS = ("messages", "prompt", "text")
+"""Columns by which the three forms of a row are told; the first that holds something counts."""
+
 HOLDOUT_SHARE = 0.1
 """At most this share of the rows is held out when `holdout` is a number."""
 
@@ -237,11 +240,15 @@ def to_sample(row: Mapping[str, Any], name: str) -> Sample:
         ValueError: the row has none of the three forms, or a value of the wrong type.
     """
     parts: tuple[tuple[int, str], ...] = ()
-    if "messages" in row:
+    there = [form for form in FORMS if form in row]
+    # A table of several forms has all their columns in each row.
+    filled = [form for form in there if row[form] is not None]
+    form = next(iter(filled or there), None)
+    if form == "messages":
         turns = _turns(row["messages"], "messages", None)
-    elif "prompt" in row:
+    elif form == "prompt":
         turns, parts = _with_rationale(row)
-    elif "text" in row:
+    elif form == "text":
         turns = _turns(row["text"], "text", True)
     else:
         raise ValueError(

@@ -61,8 +61,9 @@ class JsonLines:
         line = self._read(int(self._starts[index]), int(self._sizes[index]))
         try:
             row: Any = json.loads(line)
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            reason = getattr(error, "msg", "not UTF-8")
+        except (ValueError, RecursionError) as error:
+            reason = "not UTF-8" if isinstance(error, UnicodeDecodeError) else _one_line(error)
+            reason = getattr(error, "msg", reason)
             raise DataError(f"{self.place(index)}: not JSON: {reason}") from None
         if not isinstance(row, dict):
             raise DataError(f"{self.place(index)}: not a JSON object: {str(row)[:60]!r}")
