@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from limbeck import losses
-from limbeck.losses import chunks, fused
+from limbeck.losses import chunks, fused, pages
 from limbeck.losses.fused import (
     divergence_term,
     fused_linear_divergence,
@@ -355,6 +355,22 @@ def test_small_weights_do_not_vanish_in_half_precision():
     total = fused_linear_divergence(*tensors, row_weight=weight) * scale
     gradients = [g.double() / scale for g in torch.autograd.grad(total, tensors[:2])]
     assert max(error(gradients, expected[1:])) < 0.01
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("width", [41, 64, 333])
+def test_what_memory_said_before_is_nothing_to_the_loss(dtype, width, monkeypatch):
+    tensors = case(n=96, v=width, w=width, dtype=dtype)
+
+    def found():
+        total = fused_linear_divergence(*tensors, implementation="chunked", chunk=48)
+        return total, *torch.autograd.grad(total, tensors[:2])
+
+    expected = found()
+    empty = pages.empty
+    monkeypatch.setattr(pages, "empty", lambda *a, **k: empty(*a, **k).fill_(torch.nan))
+    for mine, theirs in zip(found(), expected, strict=True):
+        assert torch.equal(mine, theirs)
 
 
 def test_no_tensor_of_all_logits_is_made():

@@ -250,7 +250,9 @@ class Work:
         row_bytes = (-(-columns * like.dtype.itemsize // LINE_BYTES) | 1) * LINE_BYTES
         shape = (rows, row_bytes // like.dtype.itemsize)
         most = self.usual_rows * row_bytes
-        return pages.empty(shape, like.dtype, like.device, at_most_bytes=most)
+        room = pages.empty(shape, like.dtype, like.device, at_most_bytes=most)
+        room[:, columns:] = 0  # products in bfloat16 multiply what is behind a row by 0
+        return room
 
     def empty_gradient(self, of: Tensor, of_rows: bool) -> Tensor:
         """Rows get their gradient once; a head's is the sum over all rows, and kept exact."""
