@@ -96,6 +96,17 @@ def test_a_certain_and_wrong_student_still_learns():
     assert slope > 1
 
 
+@pytest.mark.parametrize("above", [1e-7, 1.9e-6, 1e-3])
+def test_what_rounding_put_above_certainty_is_certain_and_still_learns(above):
+    for teacher in (0.0, -0.01, -1.0):
+        assert value(above, teacher, dtype=torch.float32) == value(
+            0.0, teacher, dtype=torch.float32
+        )
+        assert value(teacher, above, dtype=torch.float32) == value(
+            teacher, 0.0, dtype=torch.float32
+        )
+
+
 def test_the_impossible_is_finite():
     assert value(-math.inf, -1.0)[1] == 0.0
     assert math.isfinite(value(-math.inf, -1.0)[0])

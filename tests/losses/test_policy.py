@@ -150,6 +150,34 @@ def test_top_k_has_a_gradient_where_the_student_rules_out():
     assert s.grad.isfinite().all()
 
 
+@pytest.mark.parametrize("temperature", [0.05, 0.1])
+def test_top_k_holds_what_no_probability_could(temperature):
+    """Where the teacher's are below the smallest float32, their logarithms are not."""
+    generator = torch.Generator().manual_seed(0)
+    s, z = 3 * torch.randn(2, 4, 500, generator=generator)
+    few, every = s.clone().requires_grad_(), s.clone().requires_grad_()
+    found = top_k_reverse_kl(few, z, k=100, temperature=temperature)
+    expected = reverse_kl(every, z, temperature=temperature)
+    torch.testing.assert_close(found, expected)
+    found.sum().backward()
+    expected.sum().backward()
+    torch.testing.assert_close(few.grad, every.grad, rtol=1e-4, atol=1e-6)
+
+
+def test_top_k_of_a_row_that_does_not_count_leaves_the_others_alone():
+    s, z = torch.randn(2, 3, 6, generator=torch.Generator().manual_seed(0))
+    z[1] = torch.where(torch.arange(6) == s[1].argmax(), -math.inf, z[1])  # it must not be said
+    z[2] = torch.where(s[2] < s[2].topk(2).values[1], -math.inf, z[2])  # nor must any other here
+    s.requires_grad_()
+    found = top_k_reverse_kl(s, z, k=2)
+    assert found.isfinite().tolist() == [True, False, False]
+    torch.where(torch.tensor([True, False, False]), found, 0.0).sum().backward()
+    alone = s.detach()[:1].clone().requires_grad_()
+    top_k_reverse_kl(alone, z[:1], k=2).sum().backward()
+    torch.testing.assert_close(s.grad[:1], alone.grad)
+    assert not s.grad[1:].any()
+
+
 def by_hand(rewards, lengths, discount, own, mean):
     found, start = [], 0
     for length in lengths:
@@ -174,6 +202,18 @@ def test_returns_against_the_sum_as_it_is_written(own, mean, discount):
     expected = by_hand(rewards.tolist(), lengths, discount, own, mean)
     assert found.tolist() == pytest.approx(expected)
     assert len(returns(rewards[:0], sample[:0], discount=1.0, own=True, mean=mean)) == 0
+
+
+@pytest.mark.parametrize("mean", [True, False])
+def test_returns_are_exact_within_a_models_autocast(mean):
+    rewards = torch.randn(300, generator=torch.Generator().manual_seed(0))
+    expected = by_hand(rewards.tolist(), [300], 0.999, True, mean)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = returns(
+            rewards, torch.zeros(300, dtype=torch.int64), discount=0.999, own=True, mean=mean
+        )
+    assert found.dtype == torch.float32
+    assert found.tolist() == pytest.approx(expected, abs=1e-4)
 
 
 def test_advantages_compare_within_a_group():

@@ -1,5 +1,7 @@
 """Encoding: what is learnt, where tokens stand in the text, what is cut."""
 
+import copy
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -33,8 +35,6 @@ def test_only_the_completion_and_its_end_are_learnt(encoder):
 
 
 def test_padding_and_eos_that_are_the_same_token_still_teach_the_end(tokenizer):
-    import copy
-
     same = copy.deepcopy(tokenizer)
     same.pad_token = same.eos_token
     encoder = Encoder(same, 512)
@@ -75,9 +75,30 @@ def test_repeated_words_in_a_conversation_are_not_confused(encoder):
     assert max(words)[1] == 9
 
 
-def test_a_conversation_without_template_says_what_to_do(tokenizer):
-    import copy
+@pytest.mark.parametrize("space", ["", " ", "\n"])
+def test_words_that_an_earlier_turn_said_too_are_not_looked_for_in_it(tokenizer, space):
+    """A template that trims: the user's words with the space behind them stand only up there."""
+    trimming = copy.deepcopy(tokenizer)
+    trimming.chat_template = tokenizer.chat_template.replace("m.content", "m.content | trim")
+    texts = ("the cat", f"run{space} on past{space} a mat", f"past{space}", "sat")
+    turns = tuple(
+        Turn(role=("user", "assistant")[k % 2], text=text, learn=k % 2 == 1)
+        for k, text in enumerate(texts)
+    )
+    encoding = Encoder(trimming, 512).encode(Sample(id="s", turns=turns))
+    whole = "".join(texts)
+    words = [
+        (encoding.learn[k], trimming.decode([token]), whole[start:end])
+        for k, (token, start, end) in enumerate(
+            zip(encoding.ids, encoding.starts, encoding.ends, strict=True)
+        )
+        if end > start >= 0
+    ]
+    assert all(token == text for _, token, text in words)
+    assert "".join(text for learn, _, text in words if learn) == texts[1] + texts[3]
 
+
+def test_a_conversation_without_template_says_what_to_do(tokenizer):
     bare = copy.deepcopy(tokenizer)
     bare.chat_template = None
     with pytest.raises(DataError, match="no chat template"):
@@ -85,8 +106,6 @@ def test_a_conversation_without_template_says_what_to_do(tokenizer):
 
 
 def test_a_template_that_rewrites_history_is_refused(tokenizer):
-    import copy
-
     odd = copy.deepcopy(tokenizer)
     odd.chat_template = "{{ messages | length }}{% for m in messages %}{{ m.content }};{% endfor %}"
     turns = (Turn(role="user", text="a"), Turn(role="assistant", text="b", learn=True))
@@ -179,8 +198,6 @@ def test_white_space_is_learnt_where_offsets_leave_it_out(shared):
 
 
 def test_an_end_that_the_tokenizer_adds_itself_is_learnt(tokenizer):
-    import copy
-
     from tokenizers import processors
 
     ends = copy.deepcopy(tokenizer)
@@ -209,8 +226,6 @@ def test_half_a_character_is_refused_with_the_rows_name(encoder):
 
 
 def test_words_that_the_template_changed_have_no_place_but_are_learnt(tokenizer):
-    import copy
-
     loud = copy.deepcopy(tokenizer)
     loud.chat_template = (
         "{% for m in messages %}[{{ m.role }}]\n{{ m.content | upper }}<eos>\n{% endfor %}"
@@ -259,3 +274,22 @@ def test_what_shares_bytes_with_an_unknown_character_is_not_known_either(shared)
         view = encoder.collate([encoding], packed=packed)
         assert view.offsets[0].tolist() == [[-1, -1], [0, -1], [0, -1], [3, 4], [4, 4]]
     assert encoding.ends[1:3] == [3, 3]  # bytes are still counted
+
+
+def test_half_a_character_that_a_model_wrote_moves_nothing_behind_it(encoder):
+    half = encoder.table.index(b"\xf0")
+    written = [*encoder.tokenizer(" sat")["input_ids"], half]
+    written += [*encoder.tokenizer(" on é")["input_ids"], encoder.eos]
+    sample = pair_of("the cat", " sat\ufffd on é")
+    encoding = encoder.encode_written(sample, written)
+    whole = (sample.turns[0].text + sample.turns[1].text).encode()
+    learnt = [place for place, learn in enumerate(encoding.learn) if learn]
+    assert [encoding.ids[place] for place in learnt] == written
+    for place, token in zip(learnt, written, strict=True):
+        start, end = encoding.starts[place], encoding.ends[place]
+        if token == half:
+            assert (start, end) == (len(b"the cat sat"), NO_OFFSET)
+        elif token == encoder.eos:
+            assert start == end == len(whole)
+        else:
+            assert whole[start:end] == encoder.table[token]

@@ -7,9 +7,9 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from limbeck.core.errors import ModelError
-from limbeck.core.specs import CausalStudent, LocalTeacher
+from limbeck.core.specs import CausalStudent, LocalTeacher, Lora
 from limbeck.losses import pages
-from limbeck.models.load import load_student, load_teacher
+from limbeck.models.load import load_student, load_teacher, save_student
 
 # Of transformers, where it asks for flex attention.
 pytestmark = pytest.mark.filterwarnings("ignore:_compile flag:DeprecationWarning")
@@ -93,3 +93,44 @@ def test_weights_that_cannot_be_gathered_are_copied_only_to_be_trained(tiny_teac
     asked.clear()
     teacher = load_teacher(LocalTeacher(name=str(tiny_teacher)), CPU, 64).transformer
     assert [weight.data_ptr() for weight in teacher.parameters()] == asked
+
+
+ADAPTED = {
+    "llama": (LLAMA, "embed_tokens"),
+    "gpt2": (GPT2, "wte"),
+    "gemma2": ({**LLAMA, "model_type": "gemma2", "num_key_value_heads": 1}, "embed_tokens"),
+}
+
+
+def said_by(module, ids):
+    with torch.no_grad():
+        return module.eval()(input_ids=ids).logits
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("where", ["head", "embedding", "both"])
+@pytest.mark.parametrize("family", ADAPTED)
+def test_the_saved_model_is_the_trained_one(family, where, tied, tiny_teacher, tmp_path):
+    """An adapter on a head or an embedding changes that one, though both share a weight."""
+    config, embedding = ADAPTED[family]
+    targets = {"head": ("lm_head",), "embedding": (embedding,), "both": ("lm_head", embedding)}
+    spec = CausalStudent(
+        config={**config, "tie_word_embeddings": tied},
+        tokenizer=str(tiny_teacher),
+        lora=Lora(rank=4, targets=targets[where]),
+    )
+    student = load_student(spec, {}, CPU, seed=0)
+    for name, weight in student.transformer.named_parameters():
+        if "lora_" in name:
+            torch.nn.init.normal_(weight, std=0.3, generator=torch.Generator().manual_seed(0))
+    ids = torch.arange(3, 15).reshape(2, 6)
+    expected = said_by(student.module, ids)
+    save_student(student, student.module.state_dict(), tmp_path / "student", torch.float32)
+    saved = AutoModelForCausalLM.from_pretrained(tmp_path / "student")
+    torch.testing.assert_close(said_by(saved, ids), expected, rtol=1e-4, atol=1e-4)
+    # And goes on training as it was.
+    torch.testing.assert_close(said_by(student.module, ids), expected, rtol=1e-4, atol=1e-4)
+    base = student.transformer.get_base_model()
+    layers = base.get_input_embeddings(), base.get_output_embeddings()
+    first, second = (getattr(layer, "base_layer", layer).weight for layer in layers)
+    assert (first is second) == base.config.tie_word_embeddings == tied

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from tokenizers import processors
 
 from limbeck.core.types import NO_OFFSET
-from limbeck.models.offsets import byte_places, cover, untrimmed
+from limbeck.models.offsets import byte_places, cover, of_written, untrimmed
 
 TEXT = st.text(st.characters(blacklist_categories=["Cs"]), min_size=1, max_size=30)
 
@@ -109,3 +109,67 @@ def test_trimmed_spaces_come_back_and_the_tokenizer_stays_as_it_is(tokenizer, ne
     assert [s for s, _ in repaired] == [0, *(e for _, e in repaired[:-1])]
     assert offsets(trims) == before
     assert untrimmed(tokenizer) is tokenizer
+
+
+def placed(pieces, text):
+    return [tuple(span) for span in of_written(pieces, text).tolist()]
+
+
+@settings(max_examples=200)
+@given(st.lists(st.one_of(TEXT.map(str.encode), st.binary(max_size=4)), max_size=8), st.booleans())
+def test_what_a_model_wrote_is_found_behind_half_a_character_too(pieces, ended):
+    """Tokens may be any bytes; the text has a mark where they are no characters."""
+    written = b"".join(pieces)
+    text = written.decode(errors="replace")
+    whole = text.encode()
+    spans = placed([*pieces, b""] if ended else pieces, text)
+    if ended:
+        assert spans.pop() == (len(whole), len(whole))
+    cut = 0
+    for piece, (start, end) in zip(pieces, spans, strict=True):
+        assert end == NO_OFFSET or whole[start:end] == piece
+        try:
+            before = written[:cut].decode()
+            piece.decode()
+        except UnicodeDecodeError:
+            pass
+        else:
+            assert (start, end) == (len(before.encode()), len(before.encode()) + len(piece))
+        cut += len(piece)
+    if b"\xef\xbf\xbd" not in written:  # a mark that was written stands beside others
+        assert NO_OFFSET not in [start for start, _ in spans]
+
+
+@pytest.mark.parametrize(
+    ("pieces", "text", "expected"),
+    [
+        pytest.param(
+            [b"x", b"\xf0", b"\x9f", b" b", b""],
+            "x\ufffd\ufffd b",
+            [(0, 1), (1, -1), (1, -1), (7, 9), (9, 9)],
+            id="a mark for each byte",
+        ),
+        pytest.param(
+            [b"\xef\xbf", b"\xbd", b"\xef\xbf", b"y"],
+            "\ufffd\ufffdy",
+            [(0, 2), (2, 3), (3, -1), (6, 7)],
+            id="half of a mark",
+        ),
+        pytest.param(
+            [b"so", b" ?", b" ", b"!", b" no", b""],
+            "so?! no",
+            [(0, 2), (2, -1), (3, -1), (3, 4), (4, 7), (7, 7)],
+            id="spaces that the tokenizer leaves out",
+        ),
+        pytest.param(
+            [b"a", b"b.\n", b"Q", b""],
+            "ab.",
+            [(0, 1), (1, -1), (-1, -1), (3, 3)],
+            id="cut before a stop string",
+        ),
+        pytest.param([b"a", b"", b"b"], "ab", [(0, 1), (1, 1), (1, 2)], id="a special token"),
+        pytest.param([], "", [], id="nothing"),
+    ],
+)
+def test_what_does_not_come_back_ends_nowhere_known(pieces, text, expected):
+    assert placed(pieces, text) == expected

@@ -89,6 +89,37 @@ def test_a_stop_string_ends_the_text_before_it(model):
     assert len(cut.ids) <= len(whole.ids)
 
 
+def test_a_stop_string_is_not_seen_in_the_prompt(model):
+    (ids,) = prompts(model, "the cat")
+    (whole,) = model.write([ids], [3], Sampling(max_tokens=24, temperature=1.0))
+    across = "cat" + whole.text[:2]
+    assert across.isascii()
+    sampling = Sampling(max_tokens=24, temperature=1.0, stop=(across, "cat"))
+    assert model.write([ids], [3], sampling) == [whole]
+
+
+@pytest.mark.parametrize("most", [6, 24])
+def test_a_line_that_a_stop_string_ended_has_no_padding(model, most):
+    """Nor is it said to be over because others beside it are."""
+    asked = prompts(model, "a", "the cat", "b c d", "see")
+    seeds = (7, 8, 9, 10)
+    sampling = Sampling(max_tokens=most, temperature=1.0, scores=2)
+    whole = model.write(asked, seeds, sampling)
+    stops = tuple(one.text[2:4] for one in whole[:2])
+    sampling = replace(sampling, stop=stops)
+    together = model.write(asked, seeds, sampling)
+    assert len({len(one.ids) for one in together}) > 1
+    for ids, seed, one, free in zip(asked, seeds, together, whole, strict=True):
+        (alone,) = model.write([ids], [seed], sampling)
+        assert (one.text, one.ended, one.ids) == (alone.text, alone.ended, alone.ids)
+        assert len(one.logp) == len(one.top) == len(one.ids)
+        assert list(one.ids) == list(free.ids)[: len(one.ids)]
+        assert one.ended == (free.ended or any(stop in free.text for stop in stops))
+        if one.text != free.text:  # the last token is the one that ended it
+            before = model.tokenizer.decode(one.ids[:-1])
+            assert not any(stop in before for stop in stops)
+
+
 def test_an_end_of_the_model_ends_the_text_too(model):
     """Chat models end a turn with a token that is not the tokenizer's own end."""
     (ids,) = prompts(model, "the cat")

@@ -30,6 +30,9 @@ NETWORKS = {
     "gpt_neox": {**SIZES, "intermediate_size": 32},
     "opt": {**SIZES, "ffn_dim": 32, "word_embed_proj_dim": 16},
     "gpt2": GPT,
+    "gpt_bigcode": GPT,
+    "gpt_bigcode, wide": {**GPT, "n_embd": 48, "n_head": 16},  # its parts' width divides by 3
+    "gpt_bigcode, a key a head": {**GPT, "multi_query": False},
     "gptj": {**GPT, "rotary_dim": 4},
     "gpt_neo": {
         "hidden_size": 16,
@@ -47,7 +50,8 @@ UNKNOWN = {"bloom": {"hidden_size": 16, "n_layer": 2, "n_head": 4}}
 def network(name, tokenizer, **changes):
     sizes = {**NETWORKS, **UNKNOWN}[name]
     ids = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
-    config = AutoConfig.for_model(name, vocab_size=len(tokenizer), **{**ids, **sizes, **changes})
+    kind = name.split(",")[0]
+    config = AutoConfig.for_model(kind, vocab_size=len(tokenizer), **{**ids, **sizes, **changes})
     torch.manual_seed(0)
     module = AutoModelForCausalLM.from_config(config).eval()
     return CausalModel(module, tokenizer, name=name, max_length=64)

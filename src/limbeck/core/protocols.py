@@ -123,6 +123,10 @@ class Network(Reader, Protocol):
         """How many attention heads a layer has."""
         ...
 
+    def architecture(self) -> str:
+        """What transformers calls its kind of network, such as `llama`."""
+        ...
+
     def layer_name(self, layer: int) -> str:
         """The name of a decoder layer in the network, such as `model.layers.3`."""
         ...

@@ -5,6 +5,7 @@ from torch import Tensor
 
 from limbeck.losses.by_rows import chunk_rows, in_chunks
 from limbeck.losses.projection import Projection
+from limbeck.losses.shared import at_most_certain
 
 
 def outcomes(
@@ -41,4 +42,4 @@ def outcomes_of(logits: Tensor, labels: Tensor, among: Tensor | None = None) -> 
     chosen = wide.gather(-1, labels[:, None]).squeeze(-1) - total
     if among is None:
         return chosen, torch.zeros_like(chosen)
-    return chosen, wide[:, among].logsumexp(-1) - total
+    return chosen, at_most_certain(wide[:, among].logsumexp(-1) - total)

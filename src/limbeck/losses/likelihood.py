@@ -5,6 +5,8 @@ import math
 import torch
 from torch import Tensor
 
+from limbeck.losses.shared import at_most_certain
+
 LEAST = -1e6
 """Log-probability of the impossible; an infinity would have no gradient but NaN."""
 
@@ -27,7 +29,8 @@ def likelihood_matching(
 
     It is computed as a sum of terms that are never negative, so that nothing cancels. Probabilities
     nearer to 1 than the type can tell (1.2e-7 in float32) are taken as that near, so that gradients
-    stay finite; what has no probability at all is taken as log P = -1e6.
+    stay finite, and so is what rounding put above 1; what has no probability at all is taken as
+    log P = -1e6.
 
     Args:
         student_logp: [g] log-probability of each stretch, nats: the sum over its tokens.
@@ -59,8 +62,10 @@ def likelihood_matching(
     dtype = torch.promote_types(dtype, torch.float32)
     nearest = torch.finfo(dtype).eps
     # Moved, not clamped: a student that is certain and wrong must still have a gradient.
-    logq = (student_logp.to(dtype).clamp(min=LEAST) - nearest) / temperature
-    logp = (teacher_logp.to(dtype).clamp(min=LEAST) - nearest) / temperature
+    logq, logp = (
+        (at_most_certain(x.to(dtype).clamp(min=LEAST)) - nearest) / temperature
+        for x in (student_logp, teacher_logp)
+    )
     return temperature * (_excess(logp, logq) + _excess(_log1mexp(logp), _log1mexp(logq)))
 
 

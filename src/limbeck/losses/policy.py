@@ -83,13 +83,15 @@ def top_k_reverse_kl(
     if k >= logq.shape[-1]:
         return reverse_kl(student, teacher, temperature=temperature, scale_by_t2=scale_by_t2)
     ids = logq.topk(k).indices
-    mine, theirs = logq.gather(-1, ids), logp.gather(-1, ids)
-    # A sum of probabilities, not of logarithms: all others may have none, and then no gradient.
-    rest = [x.exp().scatter(-1, ids, 0.0).sum(-1, keepdim=True) for x in (logq, logp)]
-    q, p = torch.cat([mine.exp(), rest[0]], -1), torch.cat([theirs.exp(), rest[1]], -1)
-    there = q > 0
-    ratio = torch.where(there, q, 1.0) / torch.where(there, p, 1.0)
-    return scale * (q * ratio.log()).sum(-1)
+    few = [torch.cat([x.gather(-1, ids), _rest(x, ids)], -1) for x in (logq, logp)]
+    return scale * reverse_kl(few[0], few[1])
+
+
+def _rest(logp: Tensor, ids: Tensor) -> Tensor:
+    """[n, 1] log-probability of all tokens but some; minus infinity, without gradient, of none."""
+    others = logp.scatter(-1, ids, -torch.inf)
+    none = (others == -torch.inf).all(-1, keepdim=True)
+    return others.masked_fill(none, 0.0).logsumexp(-1, keepdim=True).masked_fill(none, -torch.inf)
 
 
 def returns(rewards: Tensor, sample: Tensor, *, discount: float, own: bool, mean: bool) -> Tensor:
@@ -111,17 +113,24 @@ def returns(rewards: Tensor, sample: Tensor, *, discount: float, own: bool, mean
     start = torch.cumsum(length, 0) - length
     column = torch.arange(len(sample), device=sample.device) - start[place]
     longest = int(length.max())
-    table = rewards.new_zeros(len(length), longest)
-    table[place, column] = rewards
+    exact = torch.promote_types(rewards.dtype, torch.float32)
+    table = torch.zeros(len(length), longest, dtype=exact, device=rewards.device)
+    table[place, column] = rewards.to(exact)
     steps = torch.arange(longest, device=rewards.device)
     ahead = steps[:, None] - steps[None, :] - (0 if own else 1)  # [u, t]
-    power = torch.where(ahead >= 0, discount ** ahead.clamp(min=0).to(rewards.dtype), 0.0)
-    total = (table @ power)[place, column]
+    power = torch.where(ahead >= 0, discount ** ahead.clamp(min=0).to(exact), 0.0)
+
+    def summed(values: Tensor) -> Tensor:
+        # Within a model's autocast, products of float32 would be rounded to half precision.
+        with torch.autocast(values.device.type, enabled=False):
+            return (values @ power)[place, column]
+
+    total = summed(table)
     if not mean:
         return total
-    there = (torch.arange(longest, device=length.device) < length[:, None]).to(rewards.dtype)
-    weight = (there @ power)[place, column]
-    return torch.where(weight > 0, total / weight.clamp(min=torch.finfo(weight.dtype).tiny), 0.0)
+    there = torch.arange(longest, device=length.device) < length[:, None]
+    weight = summed(there.to(exact))
+    return torch.where(weight > 0, total / weight.clamp(min=torch.finfo(exact).tiny), 0.0)
 
 
 def advantages(score: Tensor, group: Tensor, *, spread: bool = True) -> Tensor:

@@ -65,6 +65,11 @@ def log_probabilities(
     return student.log_softmax(-1), teacher.log_softmax(-1)
 
 
+def at_most_certain(logp: Tensor) -> Tensor:
+    """Log-probabilities; those that rounding put above 0 become 0, and keep their gradient."""
+    return logp - logp.detach().clamp(min=0)
+
+
 def all_finite(values: Tensor) -> bool:
     """Whether no element is inf or NaN; False also where only their sum overflows.
 

@@ -167,6 +167,10 @@ class CausalModel:
         """How many attention heads a layer has."""
         return int(inside(self.transformer).config.get_text_config().num_attention_heads)
 
+    def architecture(self) -> str:
+        """What transformers calls its kind of network, such as `llama`."""
+        return str(inside(self.transformer).config.get_text_config().model_type)
+
     def layer_name(self, layer: int) -> str:
         """The name of a decoder layer in the network, such as `model.layers.3`."""
         return name_of(self.transformer, module_at(self.transformer, str(layer)))

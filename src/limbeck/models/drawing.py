@@ -13,6 +13,10 @@ CACHED = 1 << 18
 """Logits that a processor looks at together: what is made of them on the way stays in its cache."""
 
 
+Scores = tuple[list[float] | None, list[list[tuple[int, float]]]]
+"""Of some tokens: log-probabilities, if asked for, and the likeliest tokens at each place."""
+
+
 class Draw:
     """Draws a token of each line's distribution, and notes what it was worth.
 
@@ -64,9 +68,7 @@ class Draw:
             indices, values = zip(*top, strict=True)
             self._top.append((torch.cat(indices), torch.cat(values)))
 
-    def scores(
-        self, row: int, length: int
-    ) -> tuple[list[float] | None, list[list[tuple[int, float]]]]:
+    def scores(self, row: int, length: int) -> Scores:
         """The log-probabilities of a line's first tokens, and the likeliest at each place."""
         if self.sampling.scores is None:
             return None, []

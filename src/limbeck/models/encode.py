@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from limbeck.core.errors import DataError, ModelError
 from limbeck.core.types import NO_OFFSET, Encoding, Sample, Turn, View
-from limbeck.models.offsets import IntArray, byte_places, cover, untrimmed
+from limbeck.models.offsets import IntArray, byte_places, cover, of_written, untrimmed
 from limbeck.models.tokens import token_bytes
 
 
@@ -124,16 +124,13 @@ class Encoder:
         Another cut of the same text would be other tokens, of other probabilities.
         """
         prompt = self.prompt_ids(sample)
-        place = sum(len(turn.text.encode()) for turn in sample.prompt)
-        starts = [NO_OFFSET] * len(prompt)
-        ends = list(starts)
-        for token in written:
-            size = len(self.table[token] or b"") if token < len(self.table) else 0
-            starts.append(place)
-            place += size
-            ends.append(place)
+        pieces = [self.table[token] or b"" if token < len(self.table) else b"" for token in written]
+        spans = of_written(pieces, sample.completion or "")
+        spans[spans != NO_OFFSET] += sum(len(turn.text.encode()) for turn in sample.prompt)
+        nowhere = [NO_OFFSET] * len(prompt)
         ids = [*prompt, *written]
         learn = [False] * len(prompt) + [True] * len(written)
+        starts, ends = [*nowhere, *spans[:, 0].tolist()], [*nowhere, *spans[:, 1].tolist()]
         return self._cut(ids, learn, starts, ends, sample.id)
 
     def _cut(
@@ -247,7 +244,7 @@ class Encoder:
         text = self._template(turns, add_generation_prompt=False)
         byte = byte_places(text)
         places: list[Place] = []
-        end = 0
+        end = written = 0
         for index, turn in enumerate(turns):
             upto = self._template(turns[: index + 1], add_generation_prompt=False)
             owned = len(upto.rstrip())
@@ -256,13 +253,14 @@ class Encoder:
                 first = len(before) if text.startswith(before) else -1
                 words, lead = _find(turn.text, text, first, owned)
             else:
-                words, lead = _find_last(turn.text, upto)
+                words, lead = _find_last(turn.text, upto, written)
                 first = words[0]
             if first < 0 or not text.startswith(upto.rstrip()):
                 raise DataError(
                     f"row {name}: the chat template rewrites earlier turns, so the assistant's "
                     "words cannot be found in it; give this row one assistant turn only"
                 )
+            written = owned
             begin, end = end, end + len(turn.text.encode())
             places.append(
                 Place(
@@ -292,10 +290,10 @@ def _find(words: str, text: str, first: int, last: int) -> tuple[tuple[int, int]
     return (first, first), 0 if words.strip() else len(words)
 
 
-def _find_last(words: str, text: str) -> tuple[tuple[int, int], int]:
-    """The same at the end of a text."""
+def _find_last(words: str, text: str, first: int) -> tuple[tuple[int, int], int]:
+    """The same at the end of a text, behind what earlier turns wrote."""
     for wanted in (words, words.strip()):
-        start = text.rfind(wanted)
+        start = text.rfind(wanted, first)
         if start >= 0:
             return (start, start + len(wanted)), words.index(wanted)
     return (0, 0), 0

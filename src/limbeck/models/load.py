@@ -1,6 +1,8 @@
 """From the light values of a recipe to models with weights."""
 
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -98,8 +100,9 @@ def save_student(
 ) -> None:
     """Write a Hugging Face folder: `AutoModelForCausalLM.from_pretrained` loads it.
 
-    Adapters are merged into their base; over a quantized or sharded base they are saved as a PEFT
-    adapter, which `from_pretrained` puts on its base again.
+    Adapters are merged into their base. Where one of them is on the output head or the embedding,
+    and these share a weight, each is saved with a weight of its own. Over a quantized or sharded
+    base they are saved as a PEFT adapter, which `from_pretrained` puts on its base again.
 
     Args:
         student: the model; its tokenizer is saved with it.
@@ -114,13 +117,10 @@ def save_student(
         elif getattr(module.get_base_model(), "is_quantized", False) or _sharded(module):
             module.save_pretrained(aside, state_dict=dict(weights))
         else:
-            module.merge_adapter()
-            try:
-                base = module.get_base_model()
+            base = module.get_base_model()
+            with _untied(base), _merged(module):
                 merged = _merged_weights(base)
                 base.save_pretrained(aside, state_dict={k: v.to(dtype) for k, v in merged.items()})
-            finally:
-                module.unmerge_adapter()
         student.tokenizer.save_pretrained(aside)
 
 
@@ -143,7 +143,10 @@ def with_adapters(module: Any, lora: Lora, *, quantized: bool) -> Any:
         task_type="CAUSAL_LM",
     )
     try:
-        return get_peft_model(module, config)
+        with warnings.catch_warnings():
+            # It warns that merging changes both layers that share a weight; see `save_student`.
+            warnings.filterwarnings("ignore", "Model (has|with) `tie_word_embeddings")
+            return get_peft_model(module, config)
     except (ValueError, TypeError, RuntimeError, OverflowError) as error:
         raise ModelError(f"student.lora.targets: {' '.join(str(error).split())[:200]}") from error
 
@@ -227,6 +230,34 @@ def _cut_from_teacher(spec: CausalStudent, teachers: Mapping[str, Any]) -> Any:
 
 def _sharded(module: nn.Module) -> bool:
     return any(isinstance(parameter, DTensor) for parameter in module.parameters())
+
+
+@contextmanager
+def _merged(module: Any) -> Iterator[None]:
+    module.merge_adapter()
+    try:
+        yield
+    finally:
+        module.unmerge_adapter()
+
+
+@contextmanager
+def _untied(base: Any) -> Iterator[None]:
+    """Give an output head a weight of its own where one adapter would change the embedding too."""
+    layers = base.get_output_embeddings(), base.get_input_embeddings()
+    head, embedding = (getattr(layer, "base_layer", layer) for layer in layers)
+    tied = getattr(head, "weight", None) is embedding.weight
+    if not tied or layers == (head, embedding):
+        yield
+        return
+    shared, config = head.weight, base.config
+    before = config.tie_word_embeddings
+    head.weight = nn.Parameter(shared.detach().clone(), requires_grad=False)
+    config.tie_word_embeddings = False
+    try:
+        yield
+    finally:
+        head.weight, config.tie_word_embeddings = shared, before
 
 
 def _merged_weights(base: nn.Module) -> dict[str, torch.Tensor]:

@@ -8,6 +8,7 @@ told apart by the bytes that they stand for.
 """
 
 import copy
+import re
 from collections.abc import Sequence
 
 import numpy as np
@@ -21,6 +22,12 @@ IntArray = NDArray[np.int64]
 
 LARGEST_OF_BYTES = (0x7F, 0x7FF, 0xFFFF)
 """Largest characters that take one, two and three bytes of UTF-8."""
+
+PIECES = re.compile("([\udc80-\udcff]+)|.", re.DOTALL)
+"""One character; or, as `surrogateescape` has them, bytes that are none."""
+
+MARKS = re.compile(b"(?:\xef\xbf\xbd)*")
+"""What a tokenizer writes in their place."""
 
 SPACES = np.array([point for point in range(0x3001) if chr(point).isspace()], dtype=np.int64)
 
@@ -101,6 +108,57 @@ def cover(
         spans[several] = _told_apart(spans[several], stretch[several], pieces, text)
     found[real] = spans
     return found
+
+
+def of_written(pieces: Sequence[bytes], text: str) -> IntArray:
+    """[t, 2] the bytes that each token covers of the text as which a model's tokens were decoded.
+
+    Some tokens begin at a known place, but are not what stands there: half a character, of which
+    the text has U+FFFD, and a space that the tokenizer left out. Their end is `NO_OFFSET`. From
+    where the text goes on otherwise, nothing is known but its end.
+
+    Args:
+        pieces: what each token stands for; nothing where it is a special one.
+        text: what became of them.
+
+    >>> of_written([b"a", b"\\xf0\\x9f", b" b", b""], "a\N{REPLACEMENT CHARACTER} b").tolist()
+    [[0, 1], [1, -1], [4, 6], [6, 6]]
+    """
+    written, whole = b"".join(pieces), text.encode()
+    place, same = _followed(written, whole)
+    cuts = np.cumsum([0, *map(len, pieces)])
+    starts, through = place[cuts[:-1]], np.concatenate([[0], np.cumsum(~same)])
+    ends = np.where(through[cuts[1:]] > through[cuts[:-1]], NO_OFFSET, place[cuts[1:]])
+    if pieces and not pieces[-1] and starts[-1] == NO_OFFSET:
+        starts[-1] = ends[-1] = len(whole)
+    return np.stack([starts, ends], axis=1)
+
+
+def _followed(written: bytes, text: bytes) -> tuple[IntArray, NDArray[np.bool_]]:
+    """Where each byte that was written, and their end, stands in a text; and which are there."""
+    place = np.arange(len(written) + 1, dtype=np.int64)
+    same = np.ones(len(written), dtype=np.bool_)
+    if written == text:
+        return place, same
+    place[:], same[:] = NO_OFFSET, False
+    here = there = 0
+    for match in PIECES.finditer(written.decode(errors="surrogateescape")):
+        raw = match[0].encode(errors="surrogateescape")
+        place[here] = there
+        behind = here + len(raw)
+        if match[1]:
+            marks = MARKS.match(text, there)
+            if not marks or not marks[0]:
+                return place, same
+            place[here:behind], there = there, marks.end()
+        elif text.startswith(raw, there):
+            place[here:behind], same[here:behind] = range(there, there + len(raw)), True
+            there += len(raw)
+        elif raw != b" ":
+            return place, same
+        here = behind
+    place[here] = there
+    return place, same
 
 
 def _told_apart(spans: IntArray, stretch: IntArray, pieces: Sequence[bytes], text: str) -> IntArray:

@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase, StopStringCriteria
 
 from limbeck.core.text import until
 from limbeck.core.types import Sampling
-from limbeck.models.drawing import Draw
+from limbeck.models.drawing import Draw, Scores
 from limbeck.models.following import Follower
 from limbeck.models.taps import inside
 
@@ -109,40 +109,40 @@ def _batch(
     last = torch.tensor(ends, device=device, dtype=torch.int64)
     stop: Any = StopStringCriteria(tokenizer, list(sampling.stop)) if sampling.stop else None
     going = torch.ones(len(drafts), 1, dtype=torch.bool, device=device)
+    length = torch.zeros(len(drafts), 1, dtype=torch.int64, device=device)
     for _ in range(sampling.max_tokens):
         logits = follow(ids)
         for change in shifts:
             logits = change(ids, logits)
         drawn = draw(logits).masked_fill_(~going, pad)
         ids = torch.cat([ids, drawn], 1)
+        length += going
         going &= ~torch.isin(drawn, last)
         if stop is not None:
-            going &= ~stop(ids, None)[:, None]
+            # Of what is written: a stop string must not begin in the prompt.
+            going &= ~stop(ids[:, width:], None)[:, None]
         if not bool(going.any()):
             break
-    lines = ids[:, width:].tolist()
+    lines = torch.cat([length, going, ids[:, width:]], 1).tolist()
     return [
-        _written(tokenizer, draft.ids, line, draw, row, set(ends), sampling)
-        for row, (draft, line) in enumerate(zip(drafts, lines, strict=True))
+        _written(tokenizer, draft.ids, line[:kept], draw.scores(row, kept), bool(on), sampling)
+        for row, (draft, (kept, on, *line)) in enumerate(zip(drafts, lines, strict=True))
     ]
 
 
 def _written(
     tokenizer: PreTrainedTokenizerBase,
     prompt: Sequence[int],
-    line: list[int],
-    draw: Draw,
-    row: int,
-    ends: set[int],
+    ids: list[int],
+    scores: Scores,
+    going: bool,
     sampling: Sampling,
 ) -> Continuation:
-    last = next((place for place, token in enumerate(line) if token in ends), None)
-    ids = line if last is None else line[: last + 1]
     whole = text_behind(tokenizer, prompt, ids)
     text = until(whole, sampling.stop)
-    # Behind fewer tokens than it may write, a stop string was seen that the text does not show.
-    ended = last is not None or text != whole or len(line) < sampling.max_tokens
-    logp, top = draw.scores(row, len(ids))
+    logp, top = scores
+    # A stop string may be seen in tokens and not in their text, and the other way about.
+    ended = not going or text != whole
     return Continuation(text=text, ended=ended, ids=ids, logp=logp, top=top)
 
 

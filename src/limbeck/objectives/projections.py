@@ -48,8 +48,9 @@ def find_slice(network: Network, layer: int, relation: Relation) -> Slice:
     """Where the vectors of a layer are.
 
     Known are a projection each (`q_proj`, `k_proj`, `v_proj`: Llama, Qwen, Mistral, Gemma, OPT,
-    GPT-J, GPT-Neo), GPT-2's `attn.c_attn` (thirds), Phi-3's `self_attn.qkv_proj` (one after the
-    other) and GPT-NeoX's `attention.query_key_value` (head by head).
+    GPT-J, GPT-Neo), `attn.c_attn` of GPT-2 and of GPT-BigCode with one head of keys, and Phi-3's
+    `self_attn.qkv_proj` (one after the other), and GPT-NeoX's `attention.query_key_value` and
+    `attn.c_attn` of GPT-BigCode with many (head by head).
 
     Raises:
         RecipeError: the layer has none of these.
@@ -61,16 +62,26 @@ def find_slice(network: Network, layer: int, relation: Relation) -> Slice:
         if (width := _width(network, site)) is not None:
             return Slice(site=site, width=width)
     site = f"{prefix}.attn.c_attn"
-    if (width := _width(network, site)) is not None and width % 3 == 0:
-        return Slice(site=site, width=width // 3, start=place * (width // 3))
+    if (width := _width(network, site)) is not None:
+        # As wide as GPT-2's, and laid out otherwise.
+        bigcode = network.architecture() == "gpt_bigcode"
+        if bigcode and width == 3 * network.width(str(layer)):
+            return _head_by_head(network, site, width, place)
+        return _one_after_the_other(network, site, width, layer, relation)
     site = f"{prefix}.self_attn.qkv_proj"
     if (width := _width(network, site)) is not None:
         return _one_after_the_other(network, site, width, layer, relation)
-    site, heads = f"{prefix}.attention.query_key_value", network.heads()
-    if (width := _width(network, site)) is not None and width % (3 * heads) == 0:
-        size = width // (3 * heads)
-        return Slice(site=site, width=width // 3, start=place * size, groups=heads, stride=3 * size)
+    site = f"{prefix}.attention.query_key_value"
+    if (width := _width(network, site)) is not None and width % (3 * network.heads()) == 0:
+        return _head_by_head(network, site, width, place)
     raise _unknown(network, prefix)
+
+
+def _head_by_head(network: Network, site: str, width: int, place: int) -> Slice:
+    """Each head's query, key and value together."""
+    heads = network.heads()
+    size = width // (3 * heads)
+    return Slice(site=site, width=width // 3, start=place * size, groups=heads, stride=3 * size)
 
 
 def _one_after_the_other(

@@ -65,16 +65,18 @@ def loss_of(
     chunked = [i for i, term in enumerate(terms) if at_head and "logits" in term.objective.asks]
     sums = list(torch.zeros_like(factors))
     total = torch.zeros((), device=factors.device)
-    if chunked:
+    # Of a term without pairs, no row of the teacher's may be there to stand beside the student's.
+    paired = [i for i in chunked if len(pairings[i].weight)]
+    if paired:
         total, found = _over_head(
             student,
-            [terms[i] for i in chunked],
-            [pairings[i] for i in chunked],
-            [factors[i] for i in chunked],
+            [terms[i] for i in paired],
+            [pairings[i] for i in paired],
+            [factors[i] for i in paired],
             heard,
             implementation,
         )
-        for index, summed in zip(chunked, found, strict=True):
+        for index, summed in zip(paired, found, strict=True):
             sums[index] = summed.to(factors.dtype)
     for index, (term, host) in enumerate(zip(terms, pairings, strict=True)):
         if index in chunked:
@@ -86,7 +88,7 @@ def loss_of(
         summed = (pairing.weight * torch.where(pairing.weight > 0, rows, 0.0)).sum()
         sums[index] = summed.detach().to(factors.dtype)
         total = total + factors[index] * summed
-    if at_head and not chunked:
+    if at_head and not paired:
         total = total + _nothing(student.projection)
     return total, torch.stack(sums)
 
@@ -94,7 +96,7 @@ def loss_of(
 def _nothing(projection: Projection | None) -> Tensor:
     """0, but every weight of the model has a part in it: DDP waits for the gradient of each."""
     assert projection is not None
-    return (projection[:0].hidden @ projection.weight.to(projection.hidden.dtype).T).float().sum()
+    return projection[:0].logits().float().sum()
 
 
 def _over_head(
