@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import sqlite3
 import subprocess
@@ -12,6 +13,7 @@ from contextlib import closing
 import pytest
 import yaml
 
+from limbeck.core.files import held
 from limbeck.core.types import Turn
 from limbeck.recipe.card import Tally
 from limbeck.recipe.generate import _write
@@ -89,13 +91,73 @@ def test_rows_are_made_once_and_trained_on(recipe, tmp_path, call):
 def test_rows_of_another_recipe_are_refused(recipe, tmp_path, call):
     path = recipe()
     assert call("generate", path).code == 0
-    for change in ("seed=4", "source.steps.0.temperature=0.5", "source.of.holdout=1"):
+    for change in (
+        "seed=4",
+        "source.steps.0.temperature=0.5",
+        "source.of.columns={answer: prompt}",
+    ):
         done = call("run", path, "--out", tmp_path / "run", change)
         assert done.code == 2, change
         assert "another recipe" in done.err
         assert done.err.count("\n") == 1
         assert call("generate", path, change).code == 2
     assert call("run", path, "--out", tmp_path / "run", "train.steps=1").code == 0
+
+
+def test_every_prompt_is_asked(recipe, tmp_path, call):
+    assert call("generate", recipe(), "source.of.holdout=64").code == 0
+    data = tmp_path / "data"
+    made = [row for name in ("rows.jsonl", "failed.jsonl") for row in lines(data, name)]
+    assert {str(row["answer"]) for row in made} == {str(k) for k in range(20)}
+
+
+def test_it_is_the_content_of_the_data_that_counts_and_not_its_place(recipe, tmp_path, call):
+    path, prompts = recipe(), tmp_path / "prompts.jsonl"
+    assert call("generate", path).code == 0
+    (tmp_path / "elsewhere").mkdir()
+    moved = prompts.rename(tmp_path / "elsewhere" / prompts.name)
+    run = ("run", path, "--out", tmp_path / "run", "train.steps=1")
+    assert call(*run, f"source.of.path={moved}").code == 0
+    assert call(*run[:3], tmp_path / "again", "train.steps=1").code == 0  # nobody needs it any more
+    prompts.write_text(moved.read_text().replace("cat", "dog"))
+    done = call(*run[:3], tmp_path / "third", "train.steps=1")
+    assert done.code == 2
+    assert "another recipe made (its steps, teachers, data or seed differ)" in done.err
+
+
+def test_only_one_at_a_time_makes_them(recipe, tmp_path, call):
+    path, data = recipe(), tmp_path / "data"
+    data.mkdir()
+    with held(data):
+        done = call("generate", path)
+    assert done.code == 2
+    assert "another process; wait for its end, or stop it" in done.err
+    assert done.err.count("\n") == 1
+    assert not list(data.glob("*rows*"))
+    assert call("generate", path).code == 0
+
+
+def test_the_most_that_it_costs_counts_a_prompt_for_each_request(recipe, tmp_path, call):
+    """As many as there are answers, unless the server is known to give several to one."""
+    with MockTeacher() as mock:
+        server = {
+            "kind": "server",
+            "url": mock.url,
+            "model": "m",
+            "ledger": str(tmp_path / "ledger.sqlite"),
+            "price": {"input": 1.0, "output": 1.0},
+        }
+
+        def prompt_tokens(path):
+            said = call("generate", path, "--dry-run").out
+            return int(re.search(r"at most ([\d,]+) prompt tokens", said)[1].replace(",", ""))
+
+        path = recipe(server)
+        before = prompt_tokens(path)
+        assert call("generate", path).code == 0
+        assert before == 2 * prompt_tokens(path)
+        tools = {"tools": ["a tool"]}
+        assert prompt_tokens(recipe({**server, "extra": tools})) > before / 2 + 20 * 20
 
 
 def test_a_server_makes_them_and_its_price_is_told(recipe, tmp_path, call):

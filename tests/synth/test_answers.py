@@ -7,10 +7,11 @@ from fakes import FakeWriter, broken, cut
 from hypothesis import given
 from hypothesis import strategies as st
 
+from limbeck.core.text import is_whole
 from limbeck.core.types import Turn
 from limbeck.synth.answers import Answers
 from limbeck.synth.distribution import Distribution, coverage, entropy, normal
-from limbeck.synth.rows import Row
+from limbeck.synth.rows import UNREADABLE, Row
 from limbeck.synth.step import Desk, through
 
 
@@ -106,3 +107,19 @@ def test_entropy_and_coverage_have_their_bounds(counts):
     assert -1e-12 <= entropy(counts) <= math.log(len(counts)) + 1e-9
     assert 0 <= coverage(counts) <= 1
     assert coverage([count + 1 for count in counts]) == 1
+
+
+def test_what_no_tokenizer_can_read_gets_no_further_than_the_step_that_wrote_it():
+    def say(question, index):
+        assert is_whole(question.prompt[0].text)
+        return "half \ud83d" if question.prompt[0].text == "b" else "whole"
+
+    writer = FakeWriter(say)
+    steps = [Answers(teacher="t", max_tokens=9), Distribution()]
+    found, _ = run(steps, rows("a", "b", "\ud83d", "c"), writer)
+    assert {row.id: row.failure for row in found} == {
+        "r0#0": None,
+        "r1#0": UNREADABLE,
+        "r2": UNREADABLE,
+        "r3#0": None,
+    }

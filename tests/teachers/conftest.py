@@ -1,11 +1,14 @@
-"""What tests of real servers share."""
+"""What tests of servers share."""
 
 import os
+import signal
 import socket
+import sqlite3
 import subprocess
+import threading
 import time
 import urllib.request
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 
 import pytest
 
@@ -51,3 +54,24 @@ def serving():
                 child.wait()
 
     return start
+
+
+@pytest.fixture
+def ctrl_c():
+    """Presses Ctrl-C; any thread may call it."""
+    # A shell that runs in the background has its children ignore it.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield lambda: signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.fixture
+def ends(tmp_path):
+    """How the requests in the ledger ended that were not the probe's, in their order."""
+
+    def read():
+        with closing(sqlite3.connect(tmp_path / "ledger.sqlite")) as ledger:
+            asked = "SELECT state FROM requests WHERE request NOT LIKE '% the sea.%' ORDER BY id"
+            return [state for (state,) in ledger.execute(asked)]
+
+    return read

@@ -5,7 +5,9 @@ import asyncio
 import pytest
 
 from limbeck.core.specs import ServerTeacher
-from limbeck.teachers.client import make_client, proxied
+from limbeck.teachers import client as module
+from limbeck.teachers.client import Client, make_client, proxied, transport
+from limbeck.teachers.wire import Again
 
 BODY = b'{"id": "1", "object": "list", "data": []}'
 
@@ -57,3 +59,33 @@ def test_a_proxy_of_the_environment_is_asked(clean):
 
     asyncio.run(main())
     assert seen == [b"GET http://api.invalid/v1/models HTTP/1.1"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "billed"),
+    [
+        ("ConnectTimeout", False),
+        ("PoolTimeout", False),
+        ("ConnectError", False),
+        ("ReadTimeout", True),
+        ("WriteTimeout", True),
+        ("ReadError", True),
+    ],
+)
+def test_what_was_never_sent_is_not_billed(clean, kind, billed):
+    httpx = transport()
+
+    def fails(request):
+        raise getattr(httpx, kind)("no")
+
+    async def main():
+        client = Client(ServerTeacher(url="http://127.0.0.1:1/v1", model="m"))
+        try:
+            await client.post("/chat/completions", {})
+        finally:
+            await client.close()
+
+    clean.setattr(module, "spread", lambda httpx, in_flight: httpx.MockTransport(fails))
+    with pytest.raises(Again) as caught:
+        asyncio.run(main())
+    assert caught.value.billed is billed

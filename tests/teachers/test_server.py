@@ -1,11 +1,14 @@
 """A teacher behind an API, against a mock that misbehaves: nothing lost, nothing paid twice."""
 
 import base64
+import json
 import logging
 import threading
+import time
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
+from types import SimpleNamespace
 from urllib.parse import quote
 
 import pytest
@@ -15,7 +18,10 @@ from limbeck.core.exchange import Question, Writer
 from limbeck.core.specs import ServerTeacher, TokenPrice
 from limbeck.core.types import Sampling, Turn
 from limbeck.teachers import server as module
+from limbeck.teachers.client import Client
 from limbeck.teachers.mock import KINDS, Faults, MockTeacher
+from limbeck.teachers.mock.minds import Bad, Canned
+from limbeck.teachers.probe import Capabilities
 from limbeck.teachers.server import Server
 
 SAMPLING = Sampling(max_tokens=30, temperature=1.0, seed=3)
@@ -106,13 +112,9 @@ def test_a_server_of_one_answer_at_a_time(tmp_path):
         """Refuses n > 1."""
 
         def __init__(self):
-            from limbeck.teachers.mock.minds import Canned
-
             self.canned = Canned()
 
         def answer(self, asked):
-            from limbeck.teachers.mock.http import Bad
-
             if asked.n > 1:
                 raise Bad(400, "n must be 1")
             return self.canned.answer(asked)
@@ -244,6 +246,194 @@ def test_questions_are_taken_as_they_are_needed_and_a_consumer_may_leave(tmp_pat
         assert threading.active_count() < 10
 
 
+class Slow:
+    """Canned words, each after what a function of the text does; one answer at a time."""
+
+    def __init__(self, meanwhile):
+        self.meanwhile, self.canned = meanwhile, Canned()
+
+    def answer(self, asked):
+        if asked.n > 1:
+            raise Bad(400, "n must be 1")
+        text = asked.prompt[-1].text
+        if "sea" not in text:
+            self.meanwhile(text)
+        return self.canned.answer(asked)
+
+
+def until(condition):
+    """Wait for it, but not for ever."""
+    end = time.monotonic() + 10
+    while not condition() and time.monotonic() < end:
+        time.sleep(0.005)
+
+
+def test_ctrl_c_waits_for_all_that_is_under_way_the_head_of_the_line_too(tmp_path, ctrl_c, ends):
+    def meanwhile(text):
+        if text == "question 0":
+            until(lambda: len(chats(mock)) == 5)
+            ctrl_c()
+            time.sleep(0.1)
+
+    with MockTeacher(Slow(meanwhile)) as mock:
+        spec = spec_of(mock, tmp_path)
+        with pytest.raises(KeyboardInterrupt):
+            ask(spec)
+        assert ends() == ["answered"] * 5
+        assert len(ask(spec)) == 5
+        assert len(chats(mock)) == 5
+
+
+def test_ctrl_c_waits_for_the_requests_of_earlier_steps_and_lets_none_of_them_send_more(
+    tmp_path, ctrl_c, ends
+):
+    def meanwhile(text):
+        if text.startswith("judge"):  # behind whom there are three more questions
+            until(lambda: len(chats(mock)) == 7)
+            ctrl_c()
+        elif int(text.split()[-1]) > 3:
+            stopping.wait(5)
+            time.sleep(0.05)
+
+    def judge(replies):
+        for (reply,) in replies:
+            turn = Turn(text=f"judge {reply.question}", role="user")
+            yield Question(id=reply.question, prompt=(turn,))
+
+    def two_steps(spec):
+        with (
+            Server(spec, display=False, stopping=stopping) as first,
+            Server(replace(spec, in_flight=1), display=False, stopping=stopping) as second,
+        ):
+            list(second.answers(judge(first.answers(questions(9), SAMPLING)), SAMPLING))
+
+    stopping = threading.Event()
+    with MockTeacher(Slow(meanwhile)) as mock:
+        with pytest.raises(KeyboardInterrupt):
+            two_steps(spec_of(mock, tmp_path, in_flight=2))
+        assert ends() == ["answered"] * 7
+        assert len(chats(mock)) == 7
+
+
+def test_a_second_ctrl_c_gives_up_what_is_under_way(tmp_path, ctrl_c, ends):
+    def meanwhile(text):
+        if text == "question 0":
+            until(lambda: len(chats(mock)) == 5)
+            ctrl_c()
+            stopping.wait(5)
+            time.sleep(0.05)
+            ctrl_c()
+        given_up.wait(10)
+
+    stopping, given_up = threading.Event(), threading.Event()
+    with MockTeacher(Slow(meanwhile)) as mock:
+        server = Server(spec_of(mock, tmp_path), display=False, stopping=stopping)
+        with pytest.raises(KeyboardInterrupt), server:
+            list(server.answers(questions(5), SAMPLING))
+        assert ends() == ["failed"] * 5
+        given_up.set()
+
+
+def test_a_fatal_answer_does_not_end_the_other_requests_of_its_question(tmp_path, ends):
+    def meanwhile(text):
+        if next(number) == 2:
+            until(lambda: len(chats(mock)) == 4)
+            raise Bad(402, "no credit")
+        until(lambda: len(chats(mock)) == 4)
+        time.sleep(0.1)
+
+    number = iter(range(4))
+    with MockTeacher(Slow(meanwhile)) as mock:
+        with pytest.raises(ServerError, match="no money left"):
+            ask(spec_of(mock, tmp_path), 1, 4)
+        assert sorted(ends()) == ["answered"] * 3 + ["failed"]
+
+
+def test_what_a_consumer_that_left_has_not_waited_for_is_recorded(tmp_path, ends):
+    left = threading.Event()
+    with MockTeacher(Slow(lambda text: text == "question 0" or left.wait(5))) as mock:
+        with Server(spec_of(mock, tmp_path, in_flight=3), display=False) as server:
+            replies = server.answers(questions(9), SAMPLING)
+            next(replies)
+            until(lambda: len(chats(mock)) == 4)
+            replies.close()
+            left.set()
+        assert ends() == ["answered"] * 4
+        assert len(chats(mock)) == 4
+
+
+def test_the_same_question_twice_is_asked_once(tmp_path):
+    def same(count):
+        return [
+            Question(id=f"q{k}", prompt=(Turn(text="the same", role="user"),)) for k in range(count)
+        ]
+
+    with MockTeacher(latency_seconds=0.03) as mock:
+        spec = spec_of(mock, tmp_path)
+        found = []
+        for n in (2, 2, 3):
+            with Server(spec, display=False) as server:
+                found.append(list(server.answers(same(5), SAMPLING, n)))
+        assert [r["body"]["n"] for r in chats(mock)] == [2, 1]
+    assert found[0] == found[1]
+    assert [[r.question for r in group] for group in found[0]] == [[f"q{k}"] * 2 for k in range(5)]
+    assert len({r.text for group in found[2] for r in group}) == 3
+
+
+def test_a_prompt_that_is_flagged_is_a_failed_row_where_the_key_is_good(tmp_path):
+    def meanwhile(text):
+        if text == "question 3" or flags["all"]:
+            raise Bad(403, "your input was flagged")
+
+    flags = {"all": False}
+    with MockTeacher(Slow(meanwhile)) as mock:
+        spec = spec_of(mock, tmp_path)
+        for _ in range(2):  # in the second run it is all that is asked
+            failures = [r.failure for (r,) in ask(spec)]
+            assert failures.count(None) == 4
+            assert failures[3] == "status 403: your input was flagged"
+        assert len(chats(mock)) == 6
+        flags["all"] = True
+        with pytest.raises(ServerError, match="refuses the key"):
+            ask(spec, sampling=replace(SAMPLING, seed=4))
+
+
+def test_tools_and_schemas_count_in_the_worst_case(tmp_path):
+    with MockTeacher() as mock:
+        tools = {"tools": ["a tool " * 1000]}
+        with pytest.raises(BudgetError):
+            ask(spec_of(mock, tmp_path, budget_usd=0.005, extra=tools))
+        assert not mock.requests
+        assert ask(spec_of(mock, tmp_path, budget_usd=0.05, extra=tools))
+        assert ask(spec_of(mock, tmp_path / "other", budget_usd=0.005))
+
+
+def test_a_key_that_an_error_with_status_200_repeats_is_not_kept(tmp_path, monkeypatch):
+    key = "sk-canary-4711-very-secret"
+
+    async def post(self, path, asked):
+        return json.dumps({"error": {"message": f"upstream refused {key}"}}).encode()
+
+    monkeypatch.setenv("MY_KEY", key)
+    monkeypatch.setattr(Client, "post", post)
+    here = SimpleNamespace(url="http://127.0.0.1:1/v1")
+    with Server(spec_of(here, tmp_path, key_variable="MY_KEY", attempts=1), display=False) as one:
+        one.capabilities = Capabilities()
+        ((reply,),) = one.answers(questions(1), SAMPLING)
+    assert reply.failure == "an error with status 200: upstream refused *** (1 attempts)"
+    written = b"".join(path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
+    assert b"upstream refused" in written
+    assert key.encode() not in written
+
+
+def test_a_question_with_half_a_character_fails_alone(tmp_path):
+    half = Question(id="half", prompt=(Turn(text="smile \ud83d", role="user"),))
+    with MockTeacher() as mock, Server(spec_of(mock, tmp_path), display=False) as server:
+        found = list(server.answers([*questions(2), half, *questions(2, 2)], SAMPLING, 2))
+    assert [group[0].failure is None for group in found] == [True, True, False, True, True]
+    assert [r.failure for r in found[2]] == [module.HALF] * 2
+
+
 def test_without_prices_nothing_is_said_to_be_free(tmp_path):
     with MockTeacher() as mock:
         spec = ServerTeacher(url=mock.url, model="m", ledger=str(tmp_path / "l.sqlite"))
@@ -268,13 +458,11 @@ def test_what_the_server_can_do_is_found_out_once(tmp_path):
 
 def test_a_ledger_may_be_shared_with_one_who_was_killed(tmp_path):
     """Killed in the middle: known answers are kept, and no more is asked again than was lost."""
-    import json
     import os
     import random
     import signal
     import subprocess
     import sys
-    import time
 
     script = Path(__file__).with_name("asking.py")
     log = tmp_path / "mock.jsonl"

@@ -1,6 +1,7 @@
 """A server that reads: the losses of what it says are those of the same model here."""
 
 import json
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import replace
@@ -157,6 +158,33 @@ def test_a_text_is_paid_for_once(mock, teacher, samples, tmp_path):
     assert torch.equal(found[0].chosen, found[3].chosen)
     assert len(mock.billed) == len(samples)
     assert spent == pytest.approx(mock.billed_usd(TokenPrice(input=1.0, output=1.0)))
+
+
+def test_a_text_that_comes_twice_is_read_once(mock, teacher, samples, tmp_path):
+    with reader_of(mock, tmp_path, teacher.tokenizer) as reader:
+        encoded = [reader.encode(samples[k]) for k in (0, 1, 1, 1)]
+        reader.read(reader.collate(encoded), frozenset({"chosen"}))
+    assert len(mock.billed) == 2
+
+
+def test_ctrl_c_waits_for_what_is_read(teacher, samples, tmp_path, ctrl_c, ends):
+    class Slow(OfWriter):
+        def read(self, asked):
+            last = len(mock.requests) == len(samples)
+            if last and not pressed:
+                pressed.append(True)
+                ctrl_c()
+            time.sleep(0.1 * last)
+            return super().read(asked)
+
+    pressed = []
+    with MockTeacher(Slow(LocalWriter(teacher, "mock-1"))) as mock:
+        with (
+            pytest.raises(KeyboardInterrupt),
+            reader_of(mock, tmp_path, teacher.tokenizer, in_flight=8) as reader,
+        ):
+            reader.read(reader.collate([reader.encode(one) for one in samples]), frozenset())
+        assert ends() == ["answered"] * len(samples)
 
 
 def test_faults_are_overcome(teacher, samples, tmp_path):

@@ -129,6 +129,44 @@ def test_a_filtered_answer_is_an_answer():
     assert (heard.choices[0].text, heard.choices[0].finish) == ("", "content_filter")
 
 
+@pytest.mark.parametrize("scored", [True, False])
+def test_an_answer_whose_tokens_went_into_reasoning_is_one_that_was_cut(scored):
+    usage = {"prompt_tokens": 10, "completion_tokens": 1000}
+    said = choice(None, "length")
+    said["message"]["reasoning_content"] = "hmm"
+    heard = read_response(body(said, usage=usage), "chat", 1, scored=scored)
+    assert (heard.choices[0].text, heard.choices[0].finish) == ("", "length")
+    assert heard.choices[0].scores == (() if scored else None)
+    assert heard.completion_tokens == 1000
+
+
+@pytest.mark.parametrize("text", [None, ""])
+def test_a_refusal_is_an_answer(text):
+    said = choice(text)
+    said["message"]["refusal"] = "I cannot help with that."
+    heard = read_response(body(said), "chat", 1, scored=False)
+    assert (heard.choices[0].text, heard.choices[0].finish) == ("", "refusal")
+    said = choice("yes")
+    said["message"]["refusal"] = None
+    assert read_response(body(said), "chat", 1, scored=False).choices[0].finish == "stop"
+
+
+@pytest.mark.parametrize(
+    ("usage", "expected"),
+    [
+        ({"prompt_tokens": 10, "completion_tokens": 9, "total_tokens": 919}, 909),
+        ({"prompt_tokens": 10, "completion_tokens": 909, "total_tokens": 919}, 909),
+        ({"prompt_tokens": 10, "completion_tokens": 9, "total_tokens": 10}, 9),
+        ({"prompt_tokens": 10, "completion_tokens": 9}, 9),
+        ({"prompt_tokens": 10, "total_tokens": 19}, None),
+        ({"completion_tokens": 9, "total_tokens": 19}, 9),
+    ],
+)
+def test_reasoning_that_is_in_the_total_alone_is_paid_for(usage, expected):
+    said = body(choice(), usage=usage)
+    assert read_response(said, "chat", 1, scored=False).completion_tokens == expected
+
+
 def scored(*values):
     rows = [{"token": f"t{k}", "logprob": v, "top_logprobs": []} for k, v in enumerate(values)]
     return choice(logprobs={"content": rows})

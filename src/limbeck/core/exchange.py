@@ -41,7 +41,8 @@ class Reply:
         index: which of its answers, from 0.
         text: what was written behind the prefix.
         finish: `stop` where the writer ended it; `length` where it was cut, which makes it half an
-            answer; or a server's own word, such as `content_filter`. Empty on a failure.
+            answer, or none where reasoning took all of it; or a server's own word, such as
+            `content_filter` or `refusal`. Empty on a failure.
         failure: why there is no answer; None where there is one.
         model: name and version that the writer says it is.
         fingerprint: of the server's set-up, where it tells one.

@@ -69,6 +69,8 @@ class Card:
 
     Attributes:
         fingerprint: of everything that decides the rows.
+        data: SHA-256 of the files that they were made from; None where those are not on this
+            machine's disk.
         rows: fit to train on.
         failed: rows that are not, by reason.
         counts: what the steps counted.
@@ -80,6 +82,7 @@ class Card:
     """
 
     fingerprint: str
+    data: str | None
     rows: int
     failed: Mapping[str, int]
     counts: Mapping[str, float]

@@ -1,6 +1,7 @@
 """Opens what the steps of a recipe work with: its teachers as writers and readers."""
 
 import hashlib
+import threading
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -55,6 +56,7 @@ class Teachers:
         self._writers: dict[str, Writer] = {}
         self._readers: dict[str, Reader] = {}
         self._ledger: Ledger | None = None
+        self._stopping = threading.Event()
 
     def writer(self, name: str) -> Writer:
         """A teacher that writes, and whose words are recorded.
@@ -66,7 +68,9 @@ class Teachers:
             spec = self._spec(name)
             server = isinstance(spec, ServerTeacher)
             self._writers[name] = (
-                self.stack.enter_context(Server(spec)) if server else self._local(name)
+                self.stack.enter_context(Server(spec, stopping=self._stopping))
+                if server
+                else self._local(name)
             )
         return self._writers[name]
 

@@ -8,15 +8,15 @@ import hashlib
 import json
 import logging
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from limbeck.core.errors import DataError, Interrupted, RecipeError
 from limbeck.core.exchange import Question, Reply
-from limbeck.core.files import write_json, write_text
+from limbeck.core.files import held, write_json, write_text
 from limbeck.core.specs import ServerTeacher, TokenPrice
 from limbeck.core.types import Sampling
 from limbeck.ledger.money import dollars, prompt_tokens_upper, worst_case_usd
@@ -24,9 +24,12 @@ from limbeck.recipe.card import Card, Tally
 from limbeck.recipe.desk import STUDENT, Teachers
 from limbeck.recipe.document import Document
 from limbeck.recipe.resolve import Generation, describe, resolve_generation
+from limbeck.sources.files import content_sha256
 from limbeck.sources.generated import CARD, FAILED, PAGE, ROWS, Generated
 from limbeck.synth.rows import UNREADABLE, Row, row_of, to_json
 from limbeck.synth.step import Desk, asks_of, files_of, reads_of, through
+from limbeck.teachers.probe import remembered
+from limbeck.teachers.wire import written_out
 
 log = logging.getLogger(__name__)
 SHOWN_PROMPTS = 3
@@ -63,18 +66,31 @@ def generated_in(source: Any) -> list[Generated]:
     return [*found, source] if isinstance(source, Generated) else found
 
 
-def fingerprint(job: Generation, source: Generated) -> str:
-    """SHA-256 of all that decides the rows: where they begin, steps, templates, teachers, seed."""
+def fingerprint(job: Generation, source: Generated, data: str | None) -> str:
+    """SHA-256 of all that decides the rows: where they begin, steps, templates, teachers, seed.
+
+    `data` is the hash of the files they begin with; where those lie does not count.
+    """
     named = {name for step in source.steps for name in (*asks_of(step), *reads_of(step))}
     files = sorted({home(job) / f for step in source.steps for f in files_of(step)})
+    idle = ("holdout",) if data is None else ("holdout", "path")
     parts = {
-        "of": describe(source.of),
+        "of": {name: value for name, value in describe(source.of).items() if name not in idle},
+        "data": data,
         "steps": [describe(step) for step in source.steps],
         "files": sorted(hashlib.sha256(_content(file)).hexdigest() for file in files),
         "teachers": {name: _identity(job, name) for name in sorted(named)},
         "seed": job.seed,
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def _data(source: Generated, card: Mapping[str, Any]) -> str | None:
+    """Hash of the files that the rows begin with, or what the card says where they are gone."""
+    of = source.of
+    path = of.folder / ROWS if isinstance(of, Generated) else getattr(of, "path", None)
+    found = None if path is None else content_sha256(str(path))
+    return found or card.get("data")
 
 
 def home(job: Generation) -> Path:
@@ -104,8 +120,8 @@ def check_generated(job: Generation) -> None:
         DataError: they are absent, or were made by another one.
     """
     for source in generated_in(job.source):
-        known = source.card().get("fingerprint")
-        if known != fingerprint(job, source):
+        card = source.card()
+        if card.get("fingerprint") != fingerprint(job, source, _data(source, card)):
             raise DataError(
                 f"{source.path} holds rows that another recipe made (its steps, teachers, data or"
                 " seed differ); give another `path`, or remove the folder and run: limbeck"
@@ -116,8 +132,11 @@ def check_generated(job: Generation) -> None:
 def _make(job: Generation, source: Generated) -> Card:
     """Run the steps and write the folder."""
     began = time.perf_counter()
-    folder, mark = source.folder, fingerprint(job, source)
-    if (folder / CARD).exists() and source.card().get("fingerprint") != mark:
+    folder = source.folder
+    known = source.card() if (folder / CARD).exists() else {}
+    data = _data(source, known)
+    mark = fingerprint(job, source, data)
+    if known and known.get("fingerprint") != mark:
         raise DataError(
             f"{source.path} holds the rows of another recipe; give another `path`, or remove it"
         )
@@ -125,6 +144,10 @@ def _make(job: Generation, source: Generated) -> Card:
     servers = [n for n, s in job.teachers.items() if isinstance(s, ServerTeacher)]
     tally = Tally(servers=servers)
     with ExitStack() as stack:
+        if not stack.enter_context(held(folder)):
+            raise DataError(
+                f"{source.path} is being made by another process; wait for its end, or stop it"
+            )
         teachers = Teachers(job.teachers, job.student, folder, job.seed, stack)
         desk = Desk(
             seed=job.seed,
@@ -136,6 +159,7 @@ def _make(job: Generation, source: Generated) -> Card:
         _write(folder, rows, tally)
         card = Card(
             fingerprint=mark,
+            data=data,
             rows=tally.rows,
             failed=dict(tally.failures.most_common()),
             counts={**desk.counts, **desk.figures},
@@ -150,17 +174,19 @@ def _make(job: Generation, source: Generated) -> Card:
                 "seed": job.seed,
             },
         )
-    write_text(folder / PAGE, card.page())
-    write_json(folder / CARD, card.to_json())  # last: a folder with a card is whole
+        write_text(folder / PAGE, card.page())
+        write_json(folder / CARD, card.to_json())  # last: a folder with a card is whole
     return card
 
 
 def _first_rows(source: Generated, seed: int) -> Iterator[Row]:
     """The rows of `of`, all once and in their order."""
-    stream = source.of.open(seed)
-    samples = getattr(stream, "training", None)
+    of = source.of
+    if hasattr(of, "holdout"):  # nobody is evaluated on them: it is the rows made that are held out
+        of = replace(of, holdout=0)
+    samples = getattr(of.open(seed), "training", None)
     if samples is None:
-        raise RecipeError("source.of", f"{source.of.kind} has no end, so steps cannot go over it")
+        raise RecipeError("source.of", f"{of.kind} has no end, so steps cannot go over it")
     seen: set[str] = set()
     for sample in samples:
         row = row_of(sample)
@@ -239,10 +265,21 @@ class Asked:
 
 
 class DryWriter:
-    """Counts what it would be asked, and answers nothing."""
+    """Counts what it would be asked, and answers nothing.
 
-    def __init__(self, name: str, price: TokenPrice, seen: list[Asked]) -> None:
-        self.name, self.price, self.seen = name, price, seen
+    Args:
+        name: of the teacher.
+        spec: its specification; one that is no server costs nothing.
+        seen: where what is asked is noted.
+    """
+
+    def __init__(self, name: str, spec: Any, seen: list[Asked]) -> None:
+        self.name, self.seen = name, seen
+        self.price, self.extra, self.together = TokenPrice(input=0.0, output=0.0), (), True
+        if isinstance(spec, ServerTeacher):
+            known = remembered(spec)
+            self.price, self.extra = spec.price, written_out(spec.extra)
+            self.together = known is not None and known.n
 
     def answers(
         self, questions: Iterable[Question], sampling: Sampling, n: int = 1
@@ -250,13 +287,16 @@ class DryWriter:
         """n failures for each question."""
         asked = Asked(self.name, sampling, n)
         self.seen.append(asked)
+        requests, answers = (1, n) if self.together else (n, 1)
         for question in questions:
             asked.questions += 1
-            tokens = prompt_tokens_upper([t.text for t in question.prompt] + [question.prefix])
-            asked.prompt_tokens += tokens
-            worst = worst_case_usd(self.price, tokens, sampling.max_tokens, n)
+            texts = [turn.text for turn in question.prompt]
+            tokens = prompt_tokens_upper([*texts, question.prefix, *self.extra])
+            asked.prompt_tokens += requests * tokens
+            worst = worst_case_usd(self.price, tokens, sampling.max_tokens, answers)
             known = asked.worst_usd is not None and worst is not None
-            asked.worst_usd = (asked.worst_usd or 0.0) + (worst or 0.0) if known else None
+            more = requests * (worst or 0.0)
+            asked.worst_usd = (asked.worst_usd or 0.0) + more if known else None
             if len(asked.first) < SHOWN_PROMPTS:
                 asked.first += (question,)
             yield [Reply(question=question.id, index=k, failure="dry run") for k in range(n)]
@@ -274,8 +314,7 @@ def dry_run(document: Document) -> str:
         seen: list[Asked] = []
 
         def writer(name: str, seen: list[Asked] = seen) -> DryWriter:
-            price = getattr(job.teachers.get(name), "price", TokenPrice(input=0.0, output=0.0))
-            return DryWriter(name, price, seen)
+            return DryWriter(name, job.teachers.get(name), seen)
 
         with ExitStack() as stack:
             teachers = Teachers(job.teachers, job.student, source.folder, job.seed, stack)

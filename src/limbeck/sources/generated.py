@@ -26,7 +26,8 @@ class Generated:
 
     Attributes:
         path: the folder in which they lie.
-        of: where the first rows come from: prompts, documents, seeds, or labelled data.
+        of: where the first rows come from: prompts, documents, seeds, or labelled data. All of
+            them are taken; what is held out is some of the rows that were made.
         steps: what is done with them, in order.
         holdout: how many of the rows that were made to keep from training (whole groups), or the
             path of a file of held-out rows.

@@ -8,7 +8,7 @@ from typing import Protocol
 
 from limbeck.core.exchange import Writer
 from limbeck.core.protocols import Reader
-from limbeck.synth.rows import Row
+from limbeck.synth.rows import UNREADABLE, Row
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,9 +38,9 @@ class Desk:
 class Step(Protocol):
     """Turns rows into other rows: makes, changes, judges, drops or orders them.
 
-    A step is a frozen value of a registered kind (slot `step`). Rows with a `failure` never reach
-    it. It gives each row on with a reason in `failure` rather than losing it, so that every prompt
-    has a final row.
+    A step is a frozen value of a registered kind (slot `step`). Rows with a `failure`, and those
+    that are not `readable`, never reach it. It gives each row on with a reason in `failure` rather
+    than losing it, so that every prompt has a final row.
 
     Attributes:
         asks: names of the teachers that it asks for text; absent where it asks none.
@@ -86,10 +86,12 @@ def _through(step: Step, rows: Iterator[Row], desk: Desk) -> Iterator[Row]:
 
     def good() -> Iterator[Row]:
         for row in rows:
-            if row.failure is None:
-                yield row
-            else:
+            if row.failure is not None:
                 failed.append(row)
+            elif not row.readable:
+                failed.append(row.failed(UNREADABLE))
+            else:
+                yield row
 
     for row in step.run(good(), desk):
         yield from failed

@@ -2,12 +2,14 @@
 
 import itertools
 import os
+from collections.abc import Mapping
 from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
 from limbeck.core.errors import RecipeError
 from limbeck.core.specs import ServerTeacher
+from limbeck.teachers.wire import Again, Refused, refusal
 
 POOL = 4
 """Connections that are kept together."""
@@ -99,3 +101,59 @@ def make_client(spec: ServerTeacher, key: str) -> Any:
             timeout=spec.timeout_seconds,
         ),
     )
+
+
+class Client:
+    """Posts requests, and says why one has failed.
+
+    Args:
+        spec: of the server.
+
+    Raises:
+        RecipeError: the key is not set, or a package is not installed.
+    """
+
+    def __init__(self, spec: ServerTeacher) -> None:
+        self.spec, self._key = spec, key_of(spec)
+        self._client = make_client(spec, self._key)
+
+    async def post(self, path: str, asked: Mapping[str, Any]) -> bytes:
+        """The body of an answer with status 200.
+
+        Raises:
+            Again, Refused: there is none; why may repeat the key.
+        """
+        import openai
+
+        httpx = transport()
+        try:
+            response: Any = await self._client.post(
+                path, body=asked, cast_to=httpx.Response, options={"max_retries": 0}
+            )
+        except openai.APITimeoutError as error:
+            unsent = isinstance(error.__cause__, httpx.ConnectTimeout | httpx.PoolTimeout)
+            what = "connection" if unsent else "answer"
+            reason = f"no {what} in {self.spec.timeout_seconds:g} s"
+            raise Again(reason, billed=not unsent) from None
+        except openai.APIConnectionError as error:
+            unsent = isinstance(error.__cause__, httpx.ConnectError)
+            raise Again(f"the connection failed: {_plain(error)}", billed=not unsent) from None
+        except openai.APIStatusError as error:
+            body, headers = error.response.content, dict(error.response.headers)
+            raise refusal(error.status_code, body, headers) from None
+        return response.content
+
+    def hide_key(self, error: Again | Refused) -> None:
+        """Take the key out of an error: a server may repeat it in what it says."""
+        if len(self._key) > 4:
+            error.reason = error.reason.replace(self._key, "***")
+            error.args = (error.reason,)
+
+    async def close(self) -> None:
+        """Close its connections."""
+        await self._client.close()
+
+
+def _plain(error: BaseException) -> str:
+    cause = error.__cause__ or error
+    return " ".join(f"{type(cause).__name__} {cause}".split())[:200]

@@ -46,17 +46,26 @@ class Capabilities:
     model: str = ""
 
 
-def remembered(path: Path, account: str) -> Capabilities | None:
+def account_of(spec: ServerTeacher) -> str:
+    """The account under which a ledger counts this endpoint and model."""
+    return f"{spec.url.rstrip('/')} {spec.model}"
+
+
+def _path(spec: ServerTeacher) -> Path:
+    return Path(spec.ledger).expanduser().with_suffix(".capabilities.json")
+
+
+def remembered(spec: ServerTeacher) -> Capabilities | None:
     """What was found out earlier about this endpoint and model."""
     try:
-        known = json.loads(path.read_text(encoding="utf-8"))[account]
+        known = json.loads(_path(spec).read_text(encoding="utf-8"))[account_of(spec)]
         return Capabilities(**known)
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
-async def probe(spec: ServerTeacher, ask: Ask, path: Path, account: str) -> Capabilities:
-    """Ask; what is found is kept in `path`.
+async def probe(spec: ServerTeacher, ask: Ask) -> Capabilities:
+    """Ask; what is found is kept beside the ledger.
 
     Raises:
         ServerError: not even a plain question is answered.
@@ -72,13 +81,14 @@ async def probe(spec: ServerTeacher, ask: Ask, path: Path, account: str) -> Capa
         ),
     )
     known: dict[str, Any] = {}
+    path = _path(spec)
     if path.exists():
         try:
             known = json.loads(path.read_text(encoding="utf-8"))
         except ValueError:
             known = {}
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_json(path, {**known, account: asdict(found)})
+    write_json(path, {**known, account_of(spec): asdict(found)})
     return found
 
 

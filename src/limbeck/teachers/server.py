@@ -6,7 +6,6 @@ There is one layer that tries again, and it is this one: the client's own is off
 """
 
 import asyncio
-import contextlib
 import gc
 import json
 import logging
@@ -14,42 +13,45 @@ import random
 import threading
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Coroutine, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack
 from itertools import islice
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
+from weakref import WeakValueDictionary
 
 from limbeck.core.errors import BudgetError, LimbeckError, ServerError
 from limbeck.core.exchange import Question, Reply
 from limbeck.core.random import stream_seed
 from limbeck.core.specs import ServerTeacher
+from limbeck.core.text import is_whole
 from limbeck.core.types import Sampling
 from limbeck.ledger.keys import answer_key
 from limbeck.ledger.money import cost_usd, prompt_tokens_upper, worst_case_usd
 from limbeck.ledger.pace import Pace
 from limbeck.ledger.store import Ledger, Totals
-from limbeck.teachers.client import key_of, make_client, transport
-from limbeck.teachers.probe import Capabilities, probe, remembered
+from limbeck.teachers.client import Client
+from limbeck.teachers.probe import Capabilities, account_of, probe, remembered
 from limbeck.teachers.recorded import payload_of, reply_of
 from limbeck.teachers.server_display import ServerDisplay
 from limbeck.teachers.wire import (
     CHAT,
     PLAIN,
     Again,
-    Choice,
     Heard,
     Refused,
     cut,
     parameters,
     read_response,
-    refusal,
-    shares,
+    replies_of,
+    written_out,
 )
 
 log = logging.getLogger(__name__)
+
+Found = TypeVar("Found")
 
 AHEAD = 4
 """Questions that are worked on for each request that may be under way: a slow one at the head of
@@ -57,6 +59,8 @@ the line must not leave the others without work."""
 
 HOPELESS = 8
 """Requests that a server refuses, with none accepted, before it is given up."""
+
+HALF = "the question holds half a character, which cannot be sent"
 
 FIRST_WAIT_SECONDS = 0.5
 LONGEST_BACKOFF_SECONDS = 20.0
@@ -72,22 +76,25 @@ class Server:
     Args:
         spec: which server, and within which limits.
         display: whether progress is shown.
+        stopping: set when one of several servers stops, so that none of them sends more.
     """
 
-    def __init__(self, spec: ServerTeacher, *, display: bool = True) -> None:
+    def __init__(
+        self, spec: ServerTeacher, *, display: bool = True, stopping: threading.Event | None = None
+    ) -> None:
         self.spec, self.name = spec, spec.model
-        self.account = f"{spec.url.rstrip('/')} {spec.model}"
+        self.account = account_of(spec)
         self.shown = ServerDisplay(spec, enabled=display)
         self.capabilities: Capabilities | None = None
         self._accepted = self._refused = 0
-        self._open_requests = 0
+        self._asking = WeakValueDictionary[str, asyncio.Lock]()
+        self._sending = set[asyncio.Task[Heard]]()
         self._max_name = "max_tokens"
-        self._stopping = False
+        self._stopping = stopping or threading.Event()
         self._jitter = random.Random(self.account)  # when, not what: no answer depends on it
 
     def __enter__(self) -> Self:
-        self._key = key_of(self.spec)
-        self._client = make_client(self.spec, self._key)
+        self._client = Client(self.spec)
         self._ledger = Ledger(Path(self.spec.ledger).expanduser()).__enter__()
         if stale := self._ledger.close_stale():
             log.info(
@@ -97,7 +104,6 @@ class Server:
                 stale,
             )
         self._loop = asyncio.new_event_loop()
-        self._ended = asyncio.Event()
         self._thread = threading.Thread(target=self._loop.run_forever, name="server", daemon=True)
         self._thread.start()
         self._pace = Pace(
@@ -111,15 +117,27 @@ class Server:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        asyncio.run_coroutine_threadsafe(self._emptied(), self._loop).result(10)
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join(10)
-        self._loop.close()
-        self._ledger.close()
-        self.shown.close()
+        # Ctrl-C while others were waited for: these are not to be waited for either.
+        again = isinstance(error, KeyboardInterrupt) and isinstance(
+            error.__context__, KeyboardInterrupt | LimbeckError
+        )
+        self._stop()
+        try:
+            self._run(self._emptied(patient=not again)).result()
+        except KeyboardInterrupt:
+            self._run(self._emptied(patient=False)).result(10)
+            raise
+        finally:
+            self._loop.call_soon_threadsafe(self._loop.stop)
+            self._thread.join(10)
+            self._loop.close()
+            self._ledger.close()
+            self.shown.close()
 
-    async def _emptied(self) -> None:
-        """End what a consumer that left has not waited for, and close the client."""
+    async def _emptied(self, *, patient: bool) -> None:
+        """Wait for what has been sent, end what has not, and close the client."""
+        if patient:
+            await self._settled()
         left = asyncio.all_tasks() - {asyncio.current_task()}
         for task in left:
             task.cancel()
@@ -161,12 +179,12 @@ class Server:
         try:
             while True:
                 for question in islice(waiting, AHEAD * self.spec.in_flight - len(under_way)):
-                    asked = self._question(question, sampling, n)
-                    under_way.append(asyncio.run_coroutine_threadsafe(asked, self._loop))
+                    under_way.append(self._run(self._question(question, sampling, n)))
                     self.shown.asked(n)
                 if not under_way:
                     return
-                replies = under_way.popleft().result()
+                replies = under_way[0].result()
+                under_way.popleft()
                 if not under_way or time.monotonic() > told + TELL_SECONDS:
                     told, totals = time.monotonic(), self.totals
                 self.shown.answered(replies, self._pace, totals)
@@ -179,27 +197,36 @@ class Server:
             for future in under_way:
                 future.cancel()
 
-    def _settle(self, under_way: deque[Future[Any]]) -> None:
+    def _run(self, work: Coroutine[Any, Any, Found]) -> Future[Found]:
+        return asyncio.run_coroutine_threadsafe(work, self._loop)
+
+    def _stop(self) -> None:
+        """Send nothing more."""
+        self._stopping.set()
+        if self._sending:
+            log.info(
+                "waiting for %d requests that are under way; Ctrl-C gives them up",
+                len(self._sending),
+            )
+
+    def _settle(self, under_way: Iterable[Future[Any]]) -> None:
         """Wait for what has been sent, which is paid for; what has not been is not."""
-        if self._open_requests:
-            log.info("waiting for %d requests that are under way", self._open_requests)
-        self._stopping = True
-        self._loop.call_soon_threadsafe(self._ended.set)
+        self._stop()
+        self._run(self._settled()).result()
         for future in under_way:
-            try:
-                future.result()
-            except Exception as error:
-                log.debug("ended while stopping: %s", error)
-        under_way.clear()
+            future.cancel()
+        self._run(self._settled()).result()  # what was being recorded, to be sent, meanwhile
+
+    async def _settled(self) -> None:
+        while self._sending:
+            await asyncio.wait(self._sending)
 
     def _probed(self) -> Capabilities:
-        path = Path(self.spec.ledger).expanduser().with_suffix(".capabilities.json")
-        known = remembered(path, self.account)
+        known = remembered(self.spec)
         if known is not None:
             return known
-        asking = probe(self.spec, self._ask_plainly, path, self.account)
         try:
-            return asyncio.run_coroutine_threadsafe(asking, self._loop).result()
+            return self._run(probe(self.spec, self._ask_plainly)).result()
         except Refused as error:
             raise ServerError(self._no(error)) from None
 
@@ -216,27 +243,47 @@ class Server:
         return heard
 
     async def _question(self, question: Question, sampling: Sampling, n: int) -> Sequence[Reply]:
-        """The n replies to a question: those that are known, and the rest asked for."""
+        """The n replies to a question."""
         assert self.capabilities is not None
+        if not all(map(is_whole, (question.prefix, *(turn.text for turn in question.prompt)))):
+            return [Reply(question=question.id, index=k, failure=HALF) for k in range(n)]
         self._max_name = self.capabilities.max_name
         asked = parameters(self.spec, question, sampling, max_name=self._max_name)
         hashed = {**asked, "seed": sampling.seed, "api": self.spec.api}
         hashed["max_tokens"] = hashed.pop(self._max_name)
         keys = [answer_key(self.spec.url, self.spec.model, hashed, index) for index in range(n)]
+        async with self._alone(keys[0]):
+            replies = await self._completed(question, asked, sampling, keys)
+        return [cut(replies[index], sampling.stop) for index in range(n)]
+
+    def _alone(self, key: str) -> asyncio.Lock:
+        """Held while an answer is asked for: whoever wants the same one then finds it known."""
+        return self._asking.setdefault(key, asyncio.Lock())
+
+    async def _completed(
+        self,
+        question: Question,
+        asked: Mapping[str, Any],
+        sampling: Sampling,
+        keys: Sequence[str],
+    ) -> dict[int, Reply]:
+        """Replies for all keys: those that are known, and the rest asked for."""
+        assert self.capabilities is not None
         known = self._ledger.known(keys)
         replies = {
             k: reply_of({**known[key], "index": k}, question.id)
             for k, key in enumerate(keys)
             if key in known
         }
-        missing = [index for index in range(n) if index not in replies]
-        self.shown.known(n - len(missing))
+        self._accepted += len(replies)  # the server took them, if in an earlier run
+        missing = [index for index in range(len(keys)) if index not in replies]
+        self.shown.known(len(replies))
         together = [missing] if self.capabilities.n else [[index] for index in missing]
         for found in await asyncio.gather(
             *(self._indices(question, asked, sampling, keys, part) for part in together if part)
         ):
             replies |= found
-        return [cut(replies[index], sampling.stop) for index in range(n)]
+        return replies
 
     async def _indices(
         self,
@@ -264,33 +311,10 @@ class Server:
             if isinstance(heard, str):
                 failed = {k: Reply(question=question.id, index=k, failure=heard) for k in left}
                 return replies | failed
-            found = self._replies(question.id, left, heard)
+            found = replies_of(heard, self.spec, question.id, left)
             replies |= found
             left = [index for index in left if index not in found]
         return replies
-
-    def _replies(self, question: str, indices: Iterable[int], heard: Heard) -> dict[int, Reply]:
-        """What was heard, as the replies of these indices."""
-        count = len(heard.choices)
-        tokens = shares(heard.completion_tokens, count)
-        usd = cost_usd(self.spec.price, heard.prompt_tokens, heard.completion_tokens)
-
-        def one(place: int, index: int, choice: Choice) -> Reply:
-            return Reply(
-                question=question,
-                index=index,
-                text=choice.text,
-                finish=choice.finish,
-                model=heard.model or self.spec.model,
-                fingerprint=heard.fingerprint,
-                prompt_tokens=heard.prompt_tokens,
-                completion_tokens=tokens[place],
-                usd=None if usd is None else usd / count,
-                scores=choice.scores,
-            )
-
-        pairs = enumerate(zip(indices, heard.choices, strict=False))
-        return {index: one(place, index, choice) for place, (index, choice) in pairs}
 
     async def _persistently(
         self, asked: dict[str, Any], keys: Sequence[str], n: int, *, scored: bool
@@ -306,7 +330,7 @@ class Server:
             retry=retry_if_exception_type(Again),
             stop=stop_after_attempt(self.spec.attempts),
             wait=self._wait,
-            sleep=self._doze,
+            sleep=asyncio.sleep,
         )
         try:
             async for attempt in patience:
@@ -319,11 +343,6 @@ class Server:
             last: Any = error.last_attempt.exception()
             return f"{last.reason} ({self.spec.attempts} attempts)"
         raise AssertionError("unreachable")
-
-    async def _doze(self, seconds: float) -> None:
-        """Sleep, but not on when the run is stopping."""
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._ended.wait(), seconds)
 
     def _wait(self, state: Any) -> float:
         """As long as the server asks for; else longer each time, and never two in step."""
@@ -338,61 +357,79 @@ class Server:
     async def _once(
         self, asked: dict[str, Any], keys: Sequence[str], n: int, *, scored: bool
     ) -> Heard:
-        """One request: recorded, sent, recorded.
+        """One request: recorded, sent, recorded; all that is sent is, whoever stops to wait for it.
 
         Raises:
             Again: it may be tried again; what it may have cost is recorded.
         """
         text = json.dumps(asked.get("messages", asked.get("prompt")), ensure_ascii=False)
-        prompt = prompt_tokens_upper([text])
+        prompt = prompt_tokens_upper([text, *written_out(self.spec.extra)])
         longest = int(asked.get(self._max_name) or asked.get("max_tokens") or 0)
         reserve = worst_case_usd(self.spec.price, prompt, longest, n)
         if n > 1 or (self.capabilities is not None and self.capabilities.n):
             asked = {**asked, "n": n}
-        async with (
-            self._pace.slot(prompt + longest * n),
-            self._recorded(keys, asked, reserve) as end,
-        ):
-            heard = await self._sent(asked, n, scored=scored)
-            await end(heard)
-            return heard
+        async with AsyncExitStack() as slot:
+            await slot.enter_async_context(self._pace.slot(prompt + longest * n))
+            number = await self._begun(keys, asked, reserve)
+            sending = self._send(number, keys, asked, n, slot.pop_all(), scored=scored)
+            task = asyncio.create_task(sending)
+            self._sending.add(task)
+            task.add_done_callback(self._ended)
+        return await asyncio.shield(task)
 
-    @asynccontextmanager
-    async def _recorded(
-        self, keys: Sequence[str], asked: Mapping[str, Any], reserve: float | None
-    ) -> AsyncIterator[Any]:
-        """The request's place in the ledger, from before it is sent to its end."""
-        number = await self._begun(keys, asked, reserve)
-        self._open_requests += 1
+    def _ended(self, task: asyncio.Task[Heard]) -> None:
+        self._sending.discard(task)
+        if not task.cancelled():
+            task.exception()  # nobody may be left to look at it, which asyncio would complain of
 
-        async def end(heard: Heard) -> None:
-            usd = cost_usd(self.spec.price, heard.prompt_tokens, heard.completion_tokens)
-            replies = self._replies("", range(len(keys)), heard).values()
-            payloads = dict(zip(keys, map(payload_of, replies), strict=False))
-            tokens = (heard.prompt_tokens, heard.completion_tokens)
-            await self._ledger.afinish(number, payloads, usd, *tokens)
-            self._pace.fine()
-            self._accepted += 1
+    async def _send(
+        self,
+        number: int,
+        keys: Sequence[str],
+        asked: dict[str, Any],
+        n: int,
+        slot: AsyncExitStack,
+        *,
+        scored: bool,
+    ) -> Heard:
+        """Send a request that has its number and its slot, and record how it ended.
 
-        try:
-            yield end
-        except Again as error:
-            if error.crowded:
-                self._pace.too_much(error.wait_seconds)
-            self.shown.failed(error.reason)
-            if error.heard is not None and error.heard.choices:
-                await end(error.heard)  # what came is kept, and the rest asked for
-                raise _Part(error.heard) from error
-            await self._ledger.afail(number, error.reason, None if error.billed else 0.0)
-            raise
-        except Refused as error:
-            await self._ledger.afail(number, error.reason, 0.0)
-            raise
-        except asyncio.CancelledError:
-            await self._ledger.afail(number, "it was cancelled", None)
-            raise
-        finally:
-            self._open_requests -= 1
+        Raises:
+            Again, Refused: as recorded.
+        """
+        async with slot:
+            try:
+                heard = await self._sent(asked, n, scored=scored)
+                await self._kept(number, keys, heard)
+                return heard
+            except Again as error:
+                self._client.hide_key(error)
+                if error.crowded:
+                    self._pace.too_much(error.wait_seconds)
+                self.shown.failed(error.reason)
+                if error.heard is not None and error.heard.choices:
+                    # What came is kept, and the rest asked for.
+                    await self._kept(number, keys, error.heard)
+                    raise _Part(error.heard) from error
+                await self._ledger.afail(number, error.reason, None if error.billed else 0.0)
+                raise
+            except Refused as error:
+                self._client.hide_key(error)
+                await self._ledger.afail(number, error.reason, 0.0)
+                raise
+            except asyncio.CancelledError:
+                await self._ledger.afail(number, "it was cancelled", None)
+                raise
+
+    async def _kept(self, number: int, keys: Sequence[str], heard: Heard) -> None:
+        """Record what was heard, and what it cost."""
+        usd = cost_usd(self.spec.price, heard.prompt_tokens, heard.completion_tokens)
+        replies = replies_of(heard, self.spec, "", range(len(keys))).values()
+        payloads = dict(zip(keys, map(payload_of, replies), strict=False))
+        tokens = (heard.prompt_tokens, heard.completion_tokens)
+        await self._ledger.afinish(number, payloads, usd, *tokens)
+        self._pace.fine()
+        self._accepted += 1
 
     async def _begun(
         self, keys: Sequence[str], asked: Mapping[str, Any], reserve: float | None
@@ -402,43 +439,21 @@ class Server:
         What is reserved for the others is their worst case: it mostly comes back.
         """
         while True:
-            if self._stopping:
+            if self._stopping.is_set():
                 raise Refused(0, "the run is stopping")
             try:
                 return await self._ledger.abegin(
                     keys, asked, reserve, self.account, self.spec.budget_usd
                 )
             except BudgetError:
-                if not self._open_requests:
+                if not self._sending:
                     raise
                 await asyncio.sleep(0.02)
 
     async def _sent(self, asked: dict[str, Any], n: int, *, scored: bool) -> Heard:
         path = CHAT if self.spec.api == "chat" else PLAIN
-        return read_response(await self._posted(path, asked), self.spec.api, n, scored=scored)
-
-    async def _posted(self, path: str, asked: Mapping[str, Any]) -> bytes:
-        """The body of an answer with status 200.
-
-        Raises:
-            Again, Refused: there is none.
-        """
-        import openai
-
-        httpx = transport()
-        try:
-            response: Any = await self._client.post(
-                path, body=asked, cast_to=httpx.Response, options={"max_retries": 0}
-            )
-        except openai.APITimeoutError:
-            raise Again(f"no answer in {self.spec.timeout_seconds:g} s") from None
-        except openai.APIConnectionError as error:
-            unsent = isinstance(error.__cause__, httpx.ConnectError)
-            raise Again(f"the connection failed: {self._plain(error)}", billed=not unsent) from None
-        except openai.APIStatusError as error:
-            body, headers = error.response.content, dict(error.response.headers)
-            raise self._without_key(refusal(error.status_code, body, headers)) from None
-        return response.content
+        body = await self._client.post(path, asked)
+        return read_response(body, self.spec.api, n, scored=scored)
 
     def _no(self, error: Refused) -> str:
         """Why one request was refused; or that all are.
@@ -447,7 +462,9 @@ class Server:
             ServerError: no request has a chance.
         """
         variable = self.spec.key_variable
-        if error.status in (401, 403):
+        # Some servers answer so where they do not like one prompt.
+        flagged = error.status == 403 and self._accepted
+        if error.status in (401, 403) and not flagged:
             raise ServerError(
                 f"{self.spec.url} refuses the key ({error.reason}): set the environment variable"
                 f" {variable} to a key that may use {self.spec.model}"
@@ -469,19 +486,6 @@ class Server:
                 f" {error.reason}"
             )
         return error.reason
-
-    def _plain(self, error: BaseException) -> str:
-        cause = error.__cause__ or error
-        return self._hidden(" ".join(f"{type(cause).__name__} {cause}".split())[:200])
-
-    def _without_key(self, error: Again | Refused) -> Again | Refused:
-        error.reason = self._hidden(error.reason)
-        error.args = (error.reason,)
-        return error
-
-    def _hidden(self, text: str) -> str:
-        """A server may repeat the key in what it says."""
-        return text.replace(self._key, "***") if len(self._key) > 4 else text
 
 
 class _Part(Exception):

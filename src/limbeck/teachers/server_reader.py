@@ -5,10 +5,8 @@ and `echo` with `logprobs`. Text is sent as token ids, so that the server reads 
 the student learns. What it says is in the ledger like any answer, so a text is paid for once.
 """
 
-import asyncio
 import json
 import math
-from collections import deque
 from collections.abc import Coroutine, Mapping, Sequence
 from dataclasses import replace
 from types import TracebackType
@@ -160,12 +158,12 @@ class _Reading(Server):
         return found + self._together([self._later(text, k) for text in left])
 
     def _together(self, works: Sequence[Coroutine[Any, Any, Line]]) -> list[Line]:
-        futures = [asyncio.run_coroutine_threadsafe(work, self._loop) for work in works]
+        futures = [self._run(work) for work in works]
         try:
             return [future.result() for future in futures]
-        except LimbeckError:
-            self._settle(deque(futures))
-            self._stopping = False
+        except (LimbeckError, KeyboardInterrupt):
+            self._settle(futures)
+            self._stopping.clear()
             raise
         finally:
             for future in futures:
@@ -210,14 +208,15 @@ class _Reading(Server):
         """
         asked = _asked(self.spec, text, k, form)
         key = self._key_of(asked)
-        line = self._known(key)
-        if line is None:
-            heard = await self._persistently(asked, [key], 1, scored=False)
-            if isinstance(heard, str):
-                raise ServerError(f"{self.spec.url} did not read a text: {heard}")
-            if not heard.choices:
-                raise Refused(200, "its answer does not have them")
-            line = heard.choices[0].scores or ()
+        async with self._alone(key):
+            line = self._known(key)
+            if line is None:
+                heard = await self._persistently(asked, [key], 1, scored=False)
+                if isinstance(heard, str):
+                    raise ServerError(f"{self.spec.url} did not read a text: {heard}")
+                if not heard.choices:
+                    raise Refused(200, "its answer does not have them")
+                line = heard.choices[0].scores or ()
         if len(line) != len(text) - 1 or any(
             score.text not in ("", str(token)) for score, token in zip(line, text[1:], strict=True)
         ):
@@ -236,7 +235,7 @@ class _Reading(Server):
 
     async def _sent(self, asked: dict[str, Any], n: int, *, scored: bool) -> Heard:
         del n, scored
-        return read_line(await self._posted(PLAIN, asked), asked["prompt"])
+        return read_line(await self._client.post(PLAIN, asked), asked["prompt"])
 
 
 def _asked(spec: ServerTeacher, text: Sequence[int], k: int, form: Form) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 import json
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from email.utils import parsedate_to_datetime
 from typing import Any
@@ -13,11 +13,15 @@ from limbeck.core.exchange import Question, Reply, Scored
 from limbeck.core.specs import ServerTeacher
 from limbeck.core.text import until
 from limbeck.core.types import Sampling
+from limbeck.ledger.money import cost_usd
 
 LONGEST_WAIT_SECONDS = 300.0
 """No server is waited for longer than this at a time, whatever it says."""
 
 CHAT, PLAIN = "/chat/completions", "/completions"
+
+WITHOUT_TEXT = ("length", "content_filter", "refusal")
+"""Ends of a whole answer that has no text: reasoning used up its tokens, or it was not given."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,6 +115,11 @@ def parameters(
     return asked | dict(spec.extra)
 
 
+def written_out(extra: Mapping[str, Any]) -> Sequence[str]:
+    """What `extra` may add to the prompt: a server writes tools and schemas into it."""
+    return [json.dumps(dict(extra), ensure_ascii=False)] if extra else []
+
+
 def read_response(body: bytes, api: str, n: int, *, scored: bool) -> Heard:
     """The answers in a response with status 200.
 
@@ -142,12 +151,38 @@ def read_response(body: bytes, api: str, n: int, *, scored: bool) -> Heard:
         model=str(said.get("model") or ""),
         fingerprint=_text(said.get("system_fingerprint")),
         prompt_tokens=_count(usage.get("prompt_tokens")),
-        completion_tokens=_count(usage.get("completion_tokens")),
+        completion_tokens=_written(usage),
     )
     if wrong is not None or len(choices) < n:
         reason = wrong or f"{len(choices)} answers instead of {n}"
         raise Again(reason, heard=heard)
     return heard
+
+
+def replies_of(
+    heard: Heard, spec: ServerTeacher, question: str, indices: Iterable[int]
+) -> dict[int, Reply]:
+    """What was heard, as the replies of these indices to a question."""
+    count = len(heard.choices)
+    tokens = shares(heard.completion_tokens, count)
+    usd = cost_usd(spec.price, heard.prompt_tokens, heard.completion_tokens)
+
+    def one(place: int, index: int, choice: Choice) -> Reply:
+        return Reply(
+            question=question,
+            index=index,
+            text=choice.text,
+            finish=choice.finish,
+            model=heard.model or spec.model,
+            fingerprint=heard.fingerprint,
+            prompt_tokens=heard.prompt_tokens,
+            completion_tokens=tokens[place],
+            usd=None if usd is None else usd / count,
+            scores=choice.scores,
+        )
+
+    pairs = enumerate(zip(indices, heard.choices, strict=False))
+    return {index: one(place, index, choice) for place, (index, choice) in pairs}
 
 
 def cut(reply: Reply, stop: Sequence[str]) -> Reply:
@@ -171,11 +206,12 @@ def _choice(entry: Any, api: str, *, scored: bool) -> Choice:
     if not isinstance(finish, str) or not finish:
         raise ValueError("an answer without finish_reason, so nobody knows whether it is whole")
     message = entry.get("message") if api == "chat" else entry
-    text = (
-        message.get("content" if api == "chat" else "text") if isinstance(message, dict) else None
-    )
-    if text is None and finish == "content_filter":
-        text = ""
+    said: Mapping[str, Any] = message if isinstance(message, dict) else {}
+    text = said.get("content" if api == "chat" else "text")
+    if not text and said.get("refusal"):
+        finish = "refusal"
+    if text is None and said and finish in WITHOUT_TEXT:
+        return Choice(text="", finish=finish, scores=() if scored else None)
     if not isinstance(text, str):
         raise ValueError("an answer without text")
     finish = "stop" if finish == "eos" else finish
@@ -275,6 +311,16 @@ def _index(entry: Any) -> int:
 def _count(value: Any) -> int | None:
     whole = isinstance(value, int) and not isinstance(value, bool) and value >= 0
     return value if whole else None
+
+
+def _written(usage: Mapping[str, Any]) -> int | None:
+    """Tokens of the answers; some servers count the reasoning in the total alone."""
+    said, prompt, total = (
+        _count(usage.get(f"{what}_tokens")) for what in ("completion", "prompt", "total")
+    )
+    if said is None or prompt is None or total is None:
+        return said
+    return max(said, total - prompt)
 
 
 def _text(value: Any) -> str | None:
