@@ -81,7 +81,7 @@ def curves(metrics: Path) -> dict[str, Any]:
     steps = [b - a for a, b in zip(total, total[1:], strict=False)]
     tenth = max(1, len(lines) // 10)
     losses = {
-        name: [mean(line[name] for line in part) for part in (lines[:tenth], lines[-tenth:])]
+        name: [_mean([line[name] for line in part]) for part in (lines[:tenth], lines[-tenth:])]
         for name in lines[-1]
         if name.startswith(("loss/", "scaled/"))
     }
@@ -92,6 +92,12 @@ def curves(metrics: Path) -> dict[str, Any]:
         "losses": losses,
         **({"written_tokens": written[-1]} if written else {}),
     }
+
+
+def _mean(values: list[float | None]) -> float | None:
+    """Of the steps in which the term had rows."""
+    known = [value for value in values if value is not None]
+    return mean(known) if known else None
 
 
 def measure(trained: Path, material: dict[str, Any], which: str | None) -> dict[str, Any]:

@@ -89,6 +89,14 @@ def test_one_term_and_no_evaluations(tmp_path: Path) -> None:
     assert [path.name for path in draw(tmp_path, Report(), file)] == ["loss.png"]
 
 
+def test_a_term_may_have_steps_without_rows_or_none_with(tmp_path: Path) -> None:
+    file = tmp_path / "metrics.jsonl"
+    losses = [{"loss/a": 1.0, "loss/b": 2.0 if i == 3 else None, "loss/c": None} for i in range(9)]
+    lines = [{"step": i, "loss": 1.0, **found} for i, found in enumerate(losses)]
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert [path.name for path in draw(tmp_path, Report(), file)] == ["loss.png"]
+
+
 @pytest.mark.parametrize("last", ['{"step": 3, "lo', "", "[]", '{"loss": 1}'])
 def test_metrics_of_a_crashed_and_resumed_run(tmp_path: Path, last: str) -> None:
     file = tmp_path / "metrics.jsonl"

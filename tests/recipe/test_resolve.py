@@ -194,6 +194,32 @@ BASE = Recipe(
 )
 
 
+SCORED = {"kind": "feedback", "solution": None, "mistake": "no"}
+
+
+@pytest.mark.parametrize(
+    ("part", "value", "kept"),
+    [
+        ("terms", [{"objective": {"kind": "on_policy_kl", "clip": None}}], "clip: null"),
+        ("source", {"kind": "rollouts", "of": {"path": "a"}, "scorer": SCORED}, "solution: null"),
+    ],
+)
+def test_a_null_that_is_not_the_default_is_kept(part, value, kept):
+    values = {
+        "student": {"from": "big"},
+        "teachers": {"big": {"name": "b"}},
+        "source": {"kind": "rollouts", "of": {"path": "a"}},
+        "terms": [{"objective": "on_policy_kl"}],
+    }
+    plain = resolve(Document(values, {}))
+    recipe = resolve(Document({**values, part: value}, {}))
+    text = dump(recipe)
+    assert kept in text
+    assert text.count("null") == 1 + dump(plain).count("null")
+    assert resolve(parse(text)) == recipe
+    assert training_sha256(recipe) != training_sha256(plain)
+
+
 def changed(value):
     """Each field of a frozen value replaced by something else: (path, changed value)."""
     for field in dataclasses.fields(value):

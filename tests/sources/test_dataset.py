@@ -42,6 +42,7 @@ def test_three_forms_of_a_row():
         ({"question": "a"}, "a row needs"),
         ({"prompt": 3, "completion": "b"}, "`prompt` is int"),
         ({"messages": [{"role": "user"}]}, "not {role, content}"),
+        ({"messages": []}, "`messages` is empty"),
         ({"text": "a \ud83d"}, "`text` holds half a character"),
         ({"prompt": "a", "completion": "b", "rationale": "\udc00"}, "`rationale` holds half a"),
         ({"messages": [{"role": "user", "content": "\ud83d"}]}, "`messages` holds half a"),

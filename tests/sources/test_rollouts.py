@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -173,6 +174,44 @@ def test_a_sample_survives_as_json():
     assert from_json(json.loads(json.dumps(to_json(sample)))) == sample
     bare = Sample(id="y", turns=(Turn(text="a"),))
     assert from_json(json.loads(json.dumps(to_json(bare)))) == bare
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"share": {"from": 0.0, "to": 1.0}},
+        {"share": 0.0, "adaptive": {"threshold": 0.0, "increase": 0.25}},
+        {"share": 0.8, "replay": {"size": 40, "share": 0.6, "age_steps": 1}},
+        {"share": 1.0, "batch": 30, "scorer": {"kind": "critic"}},
+    ],
+    ids=["ramp", "adaptive", "replay", "critic"],
+)
+def test_what_a_step_tells_the_source_is_in_its_checkpoint(
+    fields, make_recipe, tiny_data, tiny_teacher, tmp_path
+):
+    of = {"path": str(tiny_data), "holdout": 4}
+    recipe = make_recipe(
+        {"steps": 5, "save_every": 1, "keep": 5, "learning_rate": 0.3, "warmup": 0},
+        source={"kind": "rollouts", "of": of, "max_tokens": 8, "batch": 6, **fields},
+        student={"name": str(tiny_teacher)},
+        terms=[{"objective": "cross_entropy"}],
+    )
+    run(recipe, tmp_path / "whole")
+    for step in (1, 3):
+        again = tmp_path / str(step)
+        shutil.copytree(tmp_path / "whole", again)
+        for later in range(step + 1, 6):
+            shutil.rmtree(again / "checkpoints" / f"step-{later}")
+        run(recipe, again, resume=True)
+        assert _figures(again) == _figures(tmp_path / "whole")
+        a, b = (load_file(x / "student" / "model.safetensors") for x in (tmp_path / "whole", again))
+        assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+def _figures(out):
+    """Of each step, without its times."""
+    rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in row.items() if "seconds" not in k} for row in rows]
 
 
 def test_a_run_that_is_killed_while_it_writes_ends_with_the_same_weights(rollout_recipe, tmp_path):

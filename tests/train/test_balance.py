@@ -34,6 +34,13 @@ def test_a_term_without_gradient_breaks_nothing(norms):
     assert by_gradient([1.0, 0.5], norms) == pytest.approx([1.0, 0.5])
 
 
+@pytest.mark.parametrize("bad", [float("inf"), float("nan")])
+def test_a_gradient_that_overflowed_changes_no_scale(bad):
+    assert by_gradient([1.0, 0.5], [bad, 2.0]) == [1.0, 0.5]
+    assert by_gradient([1.0, 0.5, 0.5], [2.0, bad, 4.0]) == pytest.approx([1.0, 0.5, 0.5])
+    assert by_gradient([1.0, 1.0, 1.0], [2.0, bad, 4.0]) == [1.0, 1.0, 0.5]
+
+
 def test_uncertainty_comes_to_rest_where_each_term_has_size_one():
     losses, scales = [40.0, 0.01, 1.0], [1.0, 1.0, 1.0]
     for _ in range(3000):
@@ -67,6 +74,26 @@ def test_the_shared_layer_is_below_the_lowest_tap(tiny_teacher):
     layers = model.model.layers
     assert shared_layer(model, [Term(objective=ForwardKL())]) is layers[3]
     assert shared_layer(model, [Term(objective=ForwardKL()), Term(objective=Deep())]) is layers[2]
+
+
+def test_a_term_without_rows_in_a_step_keeps_its_scale(make_recipe, tmp_path):
+    path = tmp_path / "rows.jsonl"
+    rows = [{"prompt": "the cat\n", "completion": "sat", "channel": "a"} for _ in range(60)]
+    rows[7]["channel"] = "b"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    terms = [{"objective": "cross_entropy", "channel": c, "name": c} for c in ("a", "b")]
+    train = {"balance": "uncertainty", "batch_tokens": 40, "steps": 40, "learning_rate": 1e-9}
+    run(make_recipe(train, source={"path": str(path), "holdout": 0}, terms=terms), tmp_path / "run")
+    found = metrics(tmp_path / "run")
+    with_rows = [row for row in found if row["loss/b"] is not None]
+    assert 0 < len(with_rows) < 10
+    assert all(row["loss"] == row["scaled/a"] for row in found if row["scaled/b"] is None)
+    scales = [row["scaled/b"] / row["loss/b"] for row in with_rows]
+    # As if there had been no steps between them.
+    expected = [1.0]
+    for row in with_rows[:-1]:
+        expected += by_uncertainty(expected[-1:], [row["loss/b"]])
+    assert scales == pytest.approx(expected, rel=1e-5)
 
 
 def test_every_terms_raw_and_scaled_size_is_logged(make_recipe, tmp_path):

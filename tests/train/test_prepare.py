@@ -116,6 +116,31 @@ def test_nothing_is_drawn_ahead_where_it_depends_on_the_student(way, parts):
     assert preparation._waiting is preparation._worker is None
 
 
+def test_the_place_is_that_of_a_source_that_moves_on_after_the_step(parts):
+    preparation = parts(ahead=False)
+    preparation.next(more=True)
+    source = preparation.batches.source
+    next(source)  # what `on_step` does to it
+    assert preparation.state_dict()["source"] == source.state_dict()
+
+
+def test_a_step_that_does_not_come_about_is_begun_again(parts, monkeypatch):
+    preparation = parts(ahead=False)
+    preparation.next(more=True)
+    source = preparation.batches.source
+    next(source)
+    place = preparation.state_dict()
+
+    def half(_):
+        next(source)
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(preparation.batches, "next", half)
+    with pytest.raises(ZeroDivisionError):
+        preparation.next(more=True)
+    assert preparation.state_dict() == place
+
+
 @pytest.mark.parametrize("why", ["a GPU computes meanwhile", "a teacher's server does"])
 def test_one_core_makes_them_ahead_where_it_would_wait(why, parts, monkeypatch):
     monkeypatch.setattr(prepare, "cores", lambda: 1)
@@ -153,6 +178,7 @@ def test_where_the_process_dies_the_work_goes_on_here_and_no_step_is_lost(
 
 def test_where_none_can_be_made_a_thread_does_it(parts, monkeypatch):
     monkeypatch.setattr(prepare, "can_work_beside", lambda: True)
+    monkeypatch.setattr(prepare, "cores", lambda: 2)
 
     def full(*_, **__):
         raise OSError("cannot allocate memory")

@@ -7,7 +7,9 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -16,6 +18,8 @@ from limbeck.recipe.resolve import dump
 from limbeck.recipe.run import run
 from limbeck.train import checkpoint as checkpoints
 from limbeck.train.checkpoint import broken, sorted_checkpoints
+from limbeck.train.listeners import Interruption
+from limbeck.train.loop import Step, Trainer
 
 FAULTS = Path(__file__).with_name("faults.py")
 RANDOM_KILLS = 30
@@ -74,7 +78,7 @@ def test_dropout_draws_the_same_after_a_resume(make_recipe, tmp_path, tokenizer,
     config = {"model_type": "gpt2", "n_embd": 16, "n_layer": 2, "n_head": 2, "resid_pdrop": 0.3}
     made = make_recipe(
         {"steps": 6, "save_every": 2, "keep": 3},
-        student={"config": {**config, "n_positions": 256}},
+        student={"config": {**config, "n_positions": 256}, "max_length": 256},
         compare="labels",
     )
     run(made, tmp_path / "whole")
@@ -129,6 +133,74 @@ def test_ctrl_c_writes_a_checkpoint_and_says_how_to_go_on(recipe, uninterrupted,
     assert "Traceback" not in errors
     (only,) = sorted_checkpoints(out / "checkpoints")
     assert not broken(only)
+
+
+@pytest.mark.parametrize("keep", [1, 2])
+def test_damaged_checkpoints_do_not_take_the_place_of_new_ones(make_recipe, tmp_path, keep):
+    made = make_recipe({"steps": 9, "save_every": 3, "keep": keep})
+    folder = tmp_path / "out" / "checkpoints"
+    run(made, tmp_path / "out")
+    whole = weights(tmp_path / "out")
+    for path in folder.iterdir():
+        (path / "weights.safetensors").write_bytes(b"x")
+    with pytest.raises(Interrupted), asked_to_stop_at(4, signal.SIGINT):
+        run(made, tmp_path / "out", resume=True)
+    newest, *others = sorted_checkpoints(folder)
+    assert newest.name == "step-4"
+    assert not any(map(broken, (newest, *others)))
+    run(made, tmp_path / "out", resume=True)
+    assert weights(tmp_path / "out") == whole
+
+
+def test_a_good_checkpoint_is_not_discarded_for_a_damaged_one(make_recipe, tmp_path):
+    """Saved at other steps than before, the damaged one is never written again."""
+    folder = tmp_path / "out" / "checkpoints"
+    run(make_recipe({"steps": 8, "save_every": 2, "keep": 4}), tmp_path / "out")
+    for step in (4, 6, 8):
+        (folder / f"step-{step}" / "weights.safetensors").write_bytes(b"x")
+    made = make_recipe({"steps": 8, "save_every": 5, "keep": 2})
+    with pytest.raises(Interrupted), asked_to_stop_at(5, signal.SIGINT):
+        run(made, tmp_path / "out", resume=True)
+    assert [path.name for path in sorted_checkpoints(folder)] == ["step-5", "step-2"]
+
+
+@contextmanager
+def asked_to_stop_at(number, what):
+    """A signal arrives while that step is computed."""
+    step = Trainer.step
+
+    def signalled(self):
+        if self.state.step + 1 == number:
+            os.kill(os.getpid(), what)
+        return step(self)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Trainer, "step", signalled)
+        yield
+
+
+@pytest.mark.parametrize("what", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_in_an_arms_last_step_stops_the_run(make_recipe, tmp_path, what):
+    made = make_recipe({"steps": 3, "save_every": 2}, compare="labels")
+    run(made, tmp_path / "whole")
+    out = tmp_path / "out"
+    written = pytest.raises(Interrupted, match="stopped at step 3, a checkpoint was written")
+    with written, asked_to_stop_at(3, what):
+        run(made, out)
+    assert not (out / "control").exists()
+    assert sorted_checkpoints(out / "checkpoints")[0].name == "step-3"
+    assert run(made, out, resume=True).train.steps == 3
+    assert weights(out) == weights(tmp_path / "whole")
+
+
+def test_a_signal_behind_the_last_step_is_not_forgotten():
+    interruption = Interruption(SimpleNamespace(any=bool), print, "go on")
+    interruption.__enter__()
+    interruption.on_step(Step(3, 3))
+    os.kill(os.getpid(), signal.SIGTERM)
+    with pytest.raises(Interrupted, match="behind the last step"):
+        interruption.__exit__(None, None, None)
+    interruption.__exit__(ZeroDivisionError, None, None)  # what went wrong is told first
 
 
 def test_a_second_run_in_the_same_folder_is_refused(recipe, tmp_path):

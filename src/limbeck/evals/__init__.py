@@ -3,7 +3,7 @@
 from limbeck.evals.agreement import Agreement
 from limbeck.evals.perplexity import Perplexity
 from limbeck.evals.score import Score
-from limbeck.evals.speed import tokens_per_second
+from limbeck.evals.speed import openings, tokens_per_second
 from limbeck.evals.suite import Evaluation, check_names, run_suite
 from limbeck.evals.task import Task
 
@@ -14,6 +14,7 @@ __all__ = [
     "Score",
     "Task",
     "check_names",
+    "openings",
     "run_suite",
     "tokens_per_second",
 ]

@@ -5,6 +5,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+from transformers import AutoModelForCausalLM
+
 from limbeck.core.errors import ModelError, RecipeError
 from limbeck.core.registry import kinds
 from limbeck.core.specs import (
@@ -15,6 +18,7 @@ from limbeck.core.specs import (
     model_of,
 )
 from limbeck.models.facts import ModelFacts, facts_of, facts_of_tokenizer
+from limbeck.models.positions import known_positions
 from limbeck.recipe.document import Document
 from limbeck.recipe.schema import Recipe
 from limbeck.teachers.remains import model_folder, remembered_facts
@@ -46,7 +50,8 @@ def check(recipe: Recipe, document: Document | None = None) -> Facts:
         ModelError: a model is missing, unsafe or of an unknown kind.
         RecipeError: an objective compares tokens of two different tokenizers, or looks at more
             tokens than there are; a layer that is to be kept does not exist; a cache would keep
-            more tokens than there are; the models of an ensemble have different tokenizers.
+            more tokens than there are; a sample may be longer than a model can read; the models of
+            an ensemble have different tokenizers.
     """
     document = document or Document({}, {})
     teachers: dict[str, ModelFacts] = {}
@@ -76,6 +81,7 @@ def check(recipe: Recipe, document: Document | None = None) -> Facts:
         teachers |= dict.fromkeys(itself, student)
     except RecipeError as error:
         raise document.error(error.field, error.reason) from None
+    _check_lengths(recipe, student, teachers, gone, document)
     _check_vocabularies(recipe, student, teachers, document)
     _check_ranked(recipe, student, teachers, document)
     return Facts(student, teachers, models, frozenset(gone))
@@ -92,6 +98,41 @@ def _check_k(spec: Any, facts: ModelFacts, name: str, document: Document) -> Non
             f"{spec.k:,} is more than the teacher's {columns:,} tokens; `keep: topk` with"
             f" `k: {columns}` keeps all of them",
         )
+
+
+def _check_lengths(
+    recipe: Recipe,
+    student: ModelFacts,
+    teachers: Mapping[str, ModelFacts],
+    gone: set[str],
+    document: Document,
+) -> None:
+    """No model reads samples that go on behind the last position that it knows."""
+    asked = recipe.student.max_length
+    readers = [("the student", recipe.student, student, "student.max_length", asked)]
+    for name, outer in recipe.models.items():
+        spec, facts = model_of(outer), teachers[name]
+        length = spec.max_length or asked
+        if facts.vocabulary == student.vocabulary:
+            length = max(length, asked)  # it reads what the student reads, too
+        of = f"teachers.{name}" if spec is outer else f"teachers.{name}.of"
+        field = "student.max_length" if length == asked else f"{of}.max_length"
+        if name not in gone:
+            readers.append((f"teacher {name!r}", spec, facts, field, length))
+    for who, spec, facts, field, length in readers:
+        most = getattr(facts.config.get_text_config(), "max_position_embeddings", None)
+        if not isinstance(most, int) or length <= most:
+            continue
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(
+                facts.config, trust_remote_code=spec.trust_remote_code
+            )
+        if known_positions(model, facts.config) is not None:
+            raise document.error(
+                field,
+                f"{length:,} is more than the {most:,} positions that {who} has; set it to"
+                f" {most} or less",
+            )
 
 
 def _together(

@@ -335,7 +335,10 @@ def _list(value: Any, path: str, document: Document) -> list[Any]:
 
 def _fields(value: Any, skip: set[str] | None = None) -> dict[str, Any]:
     made = TypeAdapter(type(value)).dump_python(value, mode="json", by_alias=True, exclude=skip)
-    return {_alias(key): item for key, item in made.items() if item is not None}
+    # Left out, a null would become the field's default again.
+    silent = {_alias(field.name) for field in fields(value) if field.default is None}
+    found = {_alias(key): item for key, item in made.items()}
+    return {key: item for key, item in found.items() if item is not None or key not in silent}
 
 
 def _alias(name: str) -> str:

@@ -6,21 +6,21 @@ import resource
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from limbeck.core.errors import BudgetError, LimbeckError, RecipeError, ServerError
+from limbeck.core.errors import BudgetError, DataError, LimbeckError, RecipeError, ServerError
 from limbeck.core.exchange import Writer
 from limbeck.core.files import held, sweep, write_json, write_text
 from limbeck.core.protocols import Reader
 from limbeck.core.specs import CachedTeacher, EnsembleTeacher, SelfTeacher, ServerTeacher
-from limbeck.core.types import Sample, Turn, sites
-from limbeck.evals import Agreement, Score, run_suite, tokens_per_second
-from limbeck.evals.reading import tell_once
+from limbeck.core.types import Sample, sites
+from limbeck.evals import Agreement, Score, openings, run_suite, tokens_per_second
+from limbeck.evals.reading import as_student, tell_once
 from limbeck.models.causal import CausalModel
 from limbeck.models.load import DTYPES, load_student, load_teacher, save_student
 from limbeck.models.packing import packing
@@ -55,8 +55,8 @@ CURVE_POINTS = 10
 CURVE_SAMPLES = 32
 """Held-out samples of that curve; the report's own figures use all."""
 
-OPENING_WORDS = 10
-"""Words of a text without prompt from which generation speed is measured."""
+SPEED_TOKENS = 64
+"""Longest answer of those from which generation speed is measured."""
 
 FP16_SCALE = 2.0**16
 """Where fp16 loss scaling starts; it finds its own level within a few steps."""
@@ -182,6 +182,7 @@ class _Run:
         """Measure, train, measure, train the control, report."""
         student = self.new_student()
         self.teach_itself(student)
+        self.check_labels(student)
         folder = self.out / "terms"
         terms = ready_terms(
             self.recipe, student, self.teachers, self.source, folder, self.mesh, self.document
@@ -204,7 +205,7 @@ class _Run:
         self.save(arm.student)
         scores["after"] = self.measured("after", arm.student)
         teacher = self.teacher() if self.recipe.evals else None
-        speeds = {"student": self.speed(arm.student), "teacher": self.speed(teacher)}
+        speeds = self.speeds({"student": arm.student, "teacher": teacher})
         if self.recipe.compare == "labels":
             del teacher
             self.release()
@@ -299,6 +300,23 @@ class _Run:
                     copy = self.new_student(trains=False)
                 self.teachers[name] = Itself(spec, student, copy)
 
+    def check_labels(self, student: CausalModel) -> None:
+        """See to it that a control arm has something to learn, before the distillation's hours.
+
+        Raises:
+            RecipeError: prompts alone are given, or all completions are cut off.
+        """
+        given = getattr(self.source, "given", None)
+        if self.recipe.compare != "labels" or given is None:
+            return
+        try:
+            Batches(given, student, 1, self.recipe.seed).next(1)
+        except DataError as error:
+            reason = f"what the source is given has no labels to train a control arm on: {error}"
+            document = self.document or Document({}, {})
+            raise document.error("compare", f"{reason}; or leave `compare` out") from None
+        given.load_state_dict(self.starts[given])
+
     def train(self, student: CausalModel, terms: Sequence[Term], folder: Path, title: str) -> Arm:
         """Train one arm from its newest checkpoint, or from the start."""
         recipe, train, mesh = self.recipe, self.recipe.train, self.mesh
@@ -380,6 +398,13 @@ class _Run:
             return None
         if teacher.vocabulary != student.vocabulary:
             return None
+        few = [s for s in few if student.encode(as_student(s)).rows and teacher.encode(s).rows]
+        if not few:
+            tell_once(
+                f"agreement on the way is not measured: of the first {CURVE_SAMPLES} held-out"
+                " samples none has a learnt token"
+            )
+            return None
         return lambda: {
             name: score.value for name, score in Agreement().measure(student, teacher, few).items()
         }
@@ -408,12 +433,21 @@ class _Run:
             self.mesh.barrier()
         return {name: Score.from_json(value) for name, value in known[arm].items()}
 
-    def speed(self, model: CausalModel | None) -> float | None:
-        """Generated tokens per second on held-out prompts; None where there are none."""
-        prompts = [opening(sample) for sample in self.holdout[:CURVE_SAMPLES]]
-        if model is None or not prompts or not self.recipe.evals:
-            return None
-        return tokens_per_second(model, prompts, max_tokens=64)
+    def speeds(self, models: Mapping[str, CausalModel | None]) -> dict[str, float | None]:
+        """Tokens a second that each model writes, all of them behind the same held-out prompts."""
+        there = {name: model for name, model in models.items() if model is not None}
+        prompts: list[Sample] = []
+        if self.recipe.evals and self.holdout:
+            prompts = openings([*there.values()], self.holdout[:CURVE_SAMPLES], SPEED_TOKENS)
+            if not prompts:
+                tell_once(
+                    "speed is not measured: no held-out prompt is there that is not empty and"
+                    f" leaves room for {SPEED_TOKENS} tokens"
+                )
+        return {
+            name: tokens_per_second(there[name], prompts, SPEED_TOKENS) if name in there else None
+            for name in models
+        }
 
     def save(self, student: CausalModel) -> None:
         """Write the student's folder."""
@@ -429,14 +463,6 @@ class _Run:
             return None
         parameters = self.facts.teachers[name].parameters
         return {"name": self.teachers[name].name, "parameters": parameters or None}
-
-
-def opening(sample: Sample) -> Sample:
-    """What a model is asked to continue: the prompt, or the first words of a plain text."""
-    if sample.prompt:
-        return replace(sample, turns=sample.prompt)
-    words = sample.turns[0].text.split(" ")[:OPENING_WORDS]
-    return replace(sample, turns=(Turn(text=" ".join(words)),))
 
 
 def _rate(recipe: Recipe, step: int) -> float:

@@ -316,6 +316,8 @@ def _turns(value: Any, name: str, learn: bool | None) -> tuple[Turn, ...]:
         return (Turn(text=_whole(value, name), learn=learn),)
     if not isinstance(value, list):
         raise ValueError(f"`{name}` is {type(value).__name__}, not text or a list of messages")
+    if not value and learn is None:
+        raise ValueError(f"`{name}` is empty; leave the row out")
     turns: list[Turn] = []
     for message in value:
         if not isinstance(message, dict) or not isinstance(message.get("content"), str):

@@ -36,25 +36,31 @@ def by_gradient(scales: Sequence[float], norms: Sequence[float]) -> list[float]:
     """Scales with which all terms pull equally at the last layer they share.
 
     scale_k = norm_1 / norm_k, the first term's being 1: the learning rate keeps its meaning. A term
-    without a gradient keeps its scale.
+    without a gradient, or with one that is not finite, keeps its scale.
 
     Source: Chen et al., "GradNorm" (arXiv 1711.02257), for the norm at one shared layer; Minixhofer
     et al. (arXiv 2503.20083) balance distillation so.
     """
-    if not norms or norms[0] < TINY:
+    if not norms or not _tells(norms[0]):
         return list(scales)
     found: list[float] = []
     for before, norm in zip(scales, norms, strict=True):
-        wanted = norms[0] / norm if norm >= TINY else before
+        wanted = norms[0] / norm if _tells(norm) else before
         first = before == 1.0
         found.append(wanted if first else before**KEPT * wanted ** (1 - KEPT))
     return found
 
 
+def _tells(norm: float) -> bool:
+    """Whether a scale can be found from it: fp16 overflows to infinity, which would never leave."""
+    return norm >= TINY and math.isfinite(norm)
+
+
 def by_uncertainty(scales: Sequence[float], losses: Sequence[float]) -> list[float]:
     """One step on the log-variances s of  sum_k exp(-s_k) L_k + s_k,  scale_k = exp(-s_k).
 
-    At rest exp(-s_k) L_k = 1: every term has size 1. A loss that is not finite changes nothing.
+    At rest exp(-s_k) L_k = 1: every term has size 1. A loss that is not finite, as that of a term
+    without rows, changes nothing.
 
     Source: Kendall et al., "Multi-Task Learning Using Uncertainty to Weigh Losses" (arXiv
     1705.07115), in its form without the factor 1/2.

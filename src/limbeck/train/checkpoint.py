@@ -50,6 +50,7 @@ class Checkpoints:
     def __init__(self, folder: Path, *, recipe: str, every: int, keep: int) -> None:
         self.folder, self.recipe, self.every, self.keep = folder, recipe, every, keep
         self.trainer: Trainer | None = None
+        self.damaged: list[Path] = []  # found by `resume`
 
     def on_step(self, step: Step) -> None:
         """Save where it is due."""
@@ -79,6 +80,10 @@ class Checkpoints:
                 "state": asdict(trainer.state),
                 "batches": trainer.preparation.state_dict(),
             }
+            # They would count among the newest, and a good one would have to go.
+            for old in filter(Path.exists, self.damaged):
+                discard(old)
+            self.damaged = []
             files = {"weights": weights, "optimizer": moments}
             self._write(path, files | ({"carried": carried} if carried else {}), record)
             for old in sorted_checkpoints(self.folder)[self.keep :]:
@@ -117,6 +122,7 @@ class Checkpoints:
         for path in sorted_checkpoints(self.folder):
             if reason := broken(path):
                 log.warning("%s is damaged (%s); trying the one before", path.name, reason)
+                self.damaged.append(path)
                 continue
             record = json.loads((path / "state.json").read_text())
             if record["recipe"] != self.recipe:

@@ -116,7 +116,7 @@ class Interruption:
 
     def on_step(self, step: Step) -> None:
         """Stop here if that was asked for on any process."""
-        if self.mesh.any(self.asked) and step.number < step.last:
+        if self.mesh.any(self.asked):
             self.save()
             raise Interrupted(
                 f"stopped at step {step.number}, a checkpoint was written; {self.advice}"
@@ -134,6 +134,8 @@ class Interruption:
             self.before = {}  # not the main thread: signals are somebody else's business
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: object, *_: object) -> None:
         for number, handler in self.before.items():
             signal.signal(number, handler)
+        if self.asked and kind is None:  # too late for `on_step`
+            raise Interrupted(f"stopped behind the last step, which is kept; {self.advice}")

@@ -189,8 +189,8 @@ class Trainer:
         unaligned = sum(self.preparation.unaligned.values())
         layout = torch.tensor([float(tokens), float(positions), float(unaligned)])
         totals = torch.cat([counts.sum(0), layout]).to(mesh.device, non_blocking=True)
-        counts, layout = mesh.sum(totals).tensor_split([-3])
-        counts = counts.clamp(min=TINY)
+        rows, layout = mesh.sum(totals).tensor_split([-3])
+        counts = rows.clamp(min=TINY)
         terms = [term.at(state.step / self.steps) for term in self.terms]
         if self.balance == "gradient" and state.step % EVERY_STEPS == 0:
             norms = self.gradient_norms(micros[0], terms, counts)
@@ -207,13 +207,15 @@ class Trainer:
         rate = self.rate(state.step)
         with phase("limbeck.update"):
             sums = mesh.sum(sums) / counts
-            figures = torch.cat([sums, layout, gradient_norm(self.parameters)[None]])
+            figures = torch.cat([sums, rows, layout, gradient_norm(self.parameters)[None]])
             # Only here does a step wait for a GPU.
-            *losses, tokens, positions, unaligned, norm = figures.tolist()
+            *found, tokens, positions, unaligned, norm = figures.tolist()
+            losses, there = found[: len(terms)], found[len(terms) :]
             norm /= state.scale.value
             counted = [loss * scale for loss, scale in zip(losses, scaled, strict=True)]
             loss = sum(counted)
             self.update(loss, norm, rate)
+        losses, counted = _known(losses, there), _known(counted, there)
         if self.balance == "uncertainty":
             state.balance = by_uncertainty(state.balance, losses)
         state.step += 1
@@ -305,6 +307,11 @@ class Trainer:
             state.bad_in_a_row = 0  # an fp16 overflow that a smaller scale will cure
         for parameter in self.parameters:
             parameter.grad = None
+
+
+def _known(values: Sequence[float], rows: Sequence[float]) -> list[float]:
+    """NaN for a term without rows: what adds nothing to a step has no loss in it."""
+    return [value if count else math.nan for value, count in zip(values, rows, strict=True)]
 
 
 def _by_label(prefix: str, terms: Sequence[Term], values: Sequence[float]) -> dict[str, float]:

@@ -56,12 +56,13 @@ class Prepared:
 
     Attributes:
         micros: this process's micro-batches.
-        place: `Batches.state_dict` behind this step.
+        place: `Batches.state_dict` behind this step; None where the source moves on with the
+            training, so that only the batches themselves know it.
         truncated_tokens, dropped_samples: of `Batches`, until now.
     """
 
     micros: list[MicroBatch]
-    place: Mapping[str, Any]
+    place: Mapping[str, Any] | None
     truncated_tokens: int
     dropped_samples: int
 
@@ -119,7 +120,7 @@ class Preparation:
         """Stand where the batches stand, with nothing made."""
         self._waiting: Future[Prepared] | None = None
         self._worker: Worker | None = None
-        self._place = self.batches.state_dict()
+        self._place: Mapping[str, Any] | None = self.batches.state_dict()
         self.truncated_tokens = self.batches.truncated_tokens
         self.dropped_samples = self.batches.dropped_samples
 
@@ -128,6 +129,7 @@ class Preparation:
         """The next step's micro-batches; `more` says that another step will follow."""
         if more and self.apart and self._worker is None:
             self._fork()
+        self._place = self._standing()  # here it stays, should the step not come about
         made = self._take() if self._waiting is None else self._waiting.result()
         self._waiting, self._place = None, made.place
         self.truncated_tokens = made.truncated_tokens
@@ -164,8 +166,11 @@ class Preparation:
                 log.warning("further rows skipped for %s are only counted", term.label)
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the stream stood after the last step that was handed out."""
-        return {**self._place, "unaligned": dict(self.unaligned)}
+        """Where the next step begins: behind the last one that was handed out."""
+        return {**self._standing(), "unaligned": dict(self.unaligned)}
+
+    def _standing(self) -> Mapping[str, Any]:
+        return self.batches.state_dict() if self._place is None else self._place
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from a `state_dict`; what it counted goes on in the first process alone."""
@@ -198,7 +203,7 @@ class Preparation:
                 raise  # it was closed while a thread waited for it
             log.warning("the process that prepares steps ended (%s); this one goes on", died)
             self._worker, self.apart = None, False
-            self.batches.load_state_dict(self._place)
+            self.batches.load_state_dict(self._standing())
             return None
 
     def make(self) -> Prepared:
@@ -206,7 +211,7 @@ class Preparation:
         parts = self.batches.next(self.processes * self.accumulate)
         return Prepared(
             [self.prepare(items) for items in parts[self.mine]],
-            place=self.batches.state_dict(),
+            place=self.batches.state_dict() if self.batches.source.ahead else None,
             truncated_tokens=self.batches.truncated_tokens,
             dropped_samples=self.batches.dropped_samples,
         )
