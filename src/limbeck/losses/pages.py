@@ -45,8 +45,10 @@ def empty(
     if not _worth(size, device):
         return torch.empty(shape, dtype=dtype, device=device)
     size = max(size, at_most_bytes)
-    waiting = _spare.get(size)
-    memory = waiting.pop() if waiting else _mapped(size)
+    try:
+        memory = _spare[size].pop()
+    except (KeyError, IndexError):
+        memory = _mapped(size)
     view = memoryview(memory)
     weakref.finalize(view, _keep, memory).atexit = False
     return torch.frombuffer(view, dtype=dtype, count=math.prod(shape)).view(*shape)
