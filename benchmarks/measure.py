@@ -206,9 +206,11 @@ def matmul_rate(student: Any, head: Any, teacher: Any, teacher_head: Any) -> Rat
     chunk = rows
     if rows * vocabulary * student.element_size() > BUFFER_BYTES:
         chunk = min(rows, CHUNK_ROWS)
-    logits = pages.zeros((chunk, vocabulary), head.dtype, head.device).zero_()
+    logits = torch.zeros(chunk, vocabulary, dtype=head.dtype)
     hidden_gradient = torch.zeros_like(student[:chunk])
-    head_gradient = pages.zeros(head.shape, head.dtype, head.device).zero_()
+    head_gradient = torch.zeros_like(head)
+    for buffer in (logits, head_gradient):
+        pages.gather(buffer)
 
     def products(first: int, last: int) -> None:
         x, y = student[first:last], teacher[first:last]

@@ -471,7 +471,8 @@ def _add_outer(total: Tensor, gradient: Tensor, hidden: Tensor) -> None:
         torch.addmm(total, gradient.T, hidden, out_dtype=total.dtype, out=total)
         return
     stripe = max(1, STRIPE_ELEMENTS // total.shape[1])
-    part = gradient.new_empty(min(stripe, len(total)), total.shape[1])
+    shape = (min(stripe, len(total)), total.shape[1])
+    part = pages.empty(shape, gradient.dtype, gradient.device)
     for first in range(0, len(total), stripe):
         into = total[first : first + stripe]
         columns = gradient[:, first : first + stripe].T

@@ -6,7 +6,7 @@ from ctypes import c_float, c_int64
 import torch
 from torch import Tensor
 
-from limbeck.losses import native
+from limbeck.losses import native, pages
 from limbeck.losses.native import address
 
 
@@ -32,7 +32,8 @@ def times(total: Tensor, factor: Tensor, dtype: torch.dtype) -> Tensor:
     library = _library(total, dtype)
     if library is None:
         return total.mul_(factor).to(dtype)
-    product, number = torch.empty_like(total, dtype=dtype), c_float(float(factor))
+    product = pages.empty(total.shape, dtype, total.device)
+    number = c_float(float(factor))
 
     def share(first: int, last: int) -> None:
         library.times(address(product), address(total), number, c_int64(first), c_int64(last))
