@@ -240,10 +240,10 @@ of the time):""",
 thread of a CPU with matrix units for bf16, student width 512, teacher width 1,024
 (`benchmarks/fused_loss.py`): share of the machine's own rate on exactly the matrix products that
 the loss needs, memory on top of the inputs with the gradients in it, and seconds. The rate is
-measured just before and just after, on a shared machine where it moves by a third, so that one
-cell came out between 86% and 99%. The first row of limbeck is one run of its own, but for the last
-fp32 column; others were measured at other times, the last two columns on a slower day: compare
-shares.""",
+measured beside each call, on a shared machine where it moves by a third: compare shares. Most cells
+are of one session, peers with other work on the other core, limbeck's first row at its end on a
+quiet but slower machine. At 8,192 x 151,936 all but two cells, and all of Jensen-Shannon, are of
+earlier sessions and code, and of a laxer rate:""",
     "fused_loss_h200": """The same on an NVIDIA H200 at the widths of real models, 2,048 and 8,192
 (`benchmarks/fused_loss_gpu.py`; `logits: chunked` is without our Triton kernel, and was measured
 with chunks of half the size):""",
