@@ -192,11 +192,14 @@ class Rate:
     processor: float
 
 
-def matmul_rate(student: Any, head: Any, teacher: Any, teacher_head: Any) -> Rate:
+def matmul_rate(
+    student: Any, head: Any, teacher: Any, teacher_head: Any, *, huge_pages: bool = True
+) -> Rate:
     """The rate of exactly the four products, and nothing else, after a few rows of warm-up.
 
     At full shape, or in chunks of rows where a buffer of logits would not fit. The buffer is
-    there beforehand: what a product costs, not what its memory costs.
+    there beforehand: what a product costs, not what its memory costs. It lies in huge pages, or
+    where torch puts it.
     """
     import torch
 
@@ -209,7 +212,7 @@ def matmul_rate(student: Any, head: Any, teacher: Any, teacher_head: Any) -> Rat
     logits = torch.zeros(chunk, vocabulary, dtype=head.dtype)
     hidden_gradient = torch.zeros_like(student[:chunk])
     head_gradient = torch.zeros_like(head)
-    for buffer in (logits, head_gradient):
+    for buffer in (logits, head_gradient) if huge_pages else ():
         pages.gather(buffer)
 
     def products(first: int, last: int) -> None:
