@@ -66,7 +66,10 @@ def _loss_cell(row: dict[str, Any] | None) -> str:
         return "-"
     if "seconds" not in row:
         return row.get("left_out") or "failed"
-    cell = f"{row['share_of_matmul_rate']:.0%}, {row['extra_bytes'] / 1e6:,.0f} MB"
+    cell = f"{row['share_of_matmul_rate']:.0%}"
+    if plain := row.get("share_of_plain_matmul_rate"):
+        cell += f" ({plain:.0%})"
+    cell += f", {row['extra_bytes'] / 1e6:,.0f} MB"
     seconds = row["median_seconds"]
     cell += f", {seconds:.1f} s" if seconds > 1 else f", {1e3 * seconds:.1f} ms"
     return cell if row["agrees"] else f"{cell} (inexact)"
@@ -240,10 +243,10 @@ of the time):""",
 thread of a CPU with matrix units for bf16, student width 512, teacher width 1,024
 (`benchmarks/fused_loss.py`): share of the machine's own rate on exactly the matrix products that
 the loss needs, memory on top of the inputs with the gradients in it, and seconds. The rate is
-measured beside each call, on a shared machine where it moves by a third: compare shares. Most cells
-are of one session, peers with other work on the other core, limbeck's first row at its end on a
-quiet but slower machine. At 8,192 x 151,936 all but two cells, and all of Jensen-Shannon, are of
-earlier sessions and code, and of a laxer rate:""",
+measured beside each call, on a shared machine where it moves by a third: compare shares. It is that
+of huge pages; in brackets is the share of the rate in memory as torch hands it out, measured for
+limbeck's first row only, which is of one session. The peers' rows are of the one before, with other
+work on the other core, and at 8,192 x 151,936 all but two cells of older ones and of a laxer rate:""",
     "fused_loss_h200": """The same on an NVIDIA H200 at the widths of real models, 2,048 and 8,192
 (`benchmarks/fused_loss_gpu.py`; `logits: chunked` is without our Triton kernel, and was measured
 with chunks of half the size):""",
