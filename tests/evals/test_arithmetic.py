@@ -88,6 +88,11 @@ def test_any_text_is_read_without_error(text):
         ("x - 3 + 4 = 7", ""),  # the middle of a longer one
         ("2 * x = 8, x = 4, 5 = 5, 3 + 4 = 7th", ""),
         ("12 / 5 = 2.4km", ""),
+        ("4 1/2 + 1 = 5 1/2", ""),  # numbers that are mixed
+        ("1/2 + 1 = 1 1/2", ""),
+        ("12:30 - 1 = 11", ""),  # a time of day
+        ("Day 1: 5 + 5 = 10", "5+5=10"),
+        ("2 + 3 = 5 4 + 3 = 7", "2+3=5 4+3=7"),
     ],
 )
 def test_equations(text, found):
@@ -103,6 +108,10 @@ def test_equations(text, found):
         ("3 + 4 = 7.5", False),
         ("2 * 3 + 4 = 7 + 3", True),
         ("2 + 2 = 5", False),
+        ("1 / 3 = 33.3%", True),
+        ("1 / 3 = 33.4%", False),
+        ("1 / 3 = 33%", False),
+        ("10 * 33.3% = 333%", True),
     ],
 )
 def test_which_equations_hold(text, true):

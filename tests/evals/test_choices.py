@@ -33,6 +33,17 @@ OPTIONS = {"A": "park", "B": "a dog", "C": "gravity", "D": "gravity"}
         ("It can only be one.\n(c)", "C"),
         ("The answer is (C) Gravity!", "C"),
         ("The answer is (a) a park", "A"),  # no option's very text: the letter counts
+        ("The correct answer is **B**.", "B"),
+        ("The answer is $B$.", "B"),
+        ('The answer is "B".', "B"),
+        ("Final answer: `B`.", "B"),
+        ("The answer is **B.** a dog", "B"),
+        ("The answer is **B**, as dogs bark.", "B"),
+        ("The answer is B (a dog).", "B"),
+        ("The answer is B - a dog", "B"),
+        ("The answer is B. P(A) = 0.5", "B"),  # a function, not an option
+        ("The answer is B, since f(a) > 0", "B"),
+        ("The answer is B, A park is no animal", "B"),
     ],
 )
 def test_the_chosen_letter(text, letter):
@@ -45,9 +56,14 @@ def test_the_chosen_letter(text, letter):
         ("The answer is either (a) park or (b) a dog.", "several"),
         ("The answer is (a) or (b).", "several"),
         ("The answer is A or B", "no option"),
+        ("The answer is A, B.", "several"),
+        ("The answer is A; C", "several"),
+        ("The answer is A, B and C.", "several"),
+        ("The answer is B. Not (A) but (C)", "several"),
         ("The answer is not (b).", "is not"),
         ("The answer is (b) park.", "another option"),
         ("The answer is (e) none.", "no option E"),
+        ("The answer is E (", "no option"),
         ("So the answer is one of these four.", "no option"),
         ("I like dogs.", "no option"),
         (" \n", "empty"),
@@ -57,6 +73,14 @@ def test_what_is_unclear(text, reason):
     found = chosen(text, OPTIONS)
     assert found.letter is None
     assert reason in found.unclear
+
+
+def test_an_option_with_brackets_or_letters_in_it_is_itself():
+    options = {"A": "A 501(c) charity", "B": "Vitamin A, C and D", "C": "5", "D": "-5"}
+    for letter, option in options.items():
+        for text in (f"{letter}. {option}", f"{letter}) {option}.", f"**{letter}. {option}**"):
+            assert chosen(f"The answer is {text}", options).letter == letter
+    assert "another option" in chosen("The answer is C. -5", options).unclear
 
 
 def test_options_with_the_same_text_are_the_same():
@@ -69,7 +93,8 @@ def test_options_with_the_same_text_are_the_same():
 @pytest.mark.parametrize(
     ("text", "answer", "same"),
     [("(b) a dog.", "a dog", True), ("(b)", "B", True), ("a dog", "A Dog.", True),
-     ("(b) a dog", "(c) a dog", False), ("(b)", "a dog", False), ("cat", "a dog", False)],
+     ("(b) a dog", "(c) a dog", False), ("(b)", "a dog", False), ("cat", "a dog", False),
+     ("The correct answer is **B**.", "B", True), ("The answer is B. P(A) = 0.5", "A", False)],
 )  # fmt: skip
 def test_without_known_options(text, answer, same):
     assert same_option(chosen(text, {}), answer, {}) is same

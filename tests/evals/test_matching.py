@@ -47,6 +47,27 @@ SOLUTIONS = Path(__file__).parents[3] / "shared/data/gsm8k/example_model_solutio
         ("the 18th", "18"),
         ("<<2*9=18>>18 per day\nA: 18", "18"),
         ("3 left, 2/0 undefined", "3"),
+        (r"$-\frac{1}{2}$", "-1/2"),
+        (r"\boxed{\frac{-1}{2}}", "-1/2"),
+        (r"x=4, so \boxed{\frac12}", "1/2"),
+        (r"\tfrac1{12}", "1/12"),
+        (r"1\frac{1}{2}", "3/2"),
+        (r"10-\frac{1}{2}", "1/2"),
+        (r"10 - \frac{1}{2}", "1/2"),
+        (r"x\frac{1}{2}", "1/2"),
+        (r"\boxed{1{,}234}", "1234"),
+        (r"\boxed{12\,345}", "12345"),
+        (r"\$32,\!348", "32348"),
+        (r"11,\! 111,\! 100", "11111100"),
+        (r"(1,\,2)", "2"),
+        ("25 cm^2", "25"),
+        ("5 m/s^2.", "5"),
+        (r"$25\text{ cm}^2$", "25"),
+        ("25 cm^{2}", "25"),
+        ("2^10", "10"),
+        ("x = \u20137", "-7"),
+        ("3\u20135", "5"),
+        ("pages 3 \u2013 5", "5"),
     ],
 )
 def test_last_number(text: str, number: str) -> None:
@@ -68,6 +89,17 @@ def test_written_numbers_are_read_back(number) -> None:
         assert last_number(text) == Fraction(number)
 
 
+@given(st.integers(-999, 999), st.integers(1, 999))
+def test_fractions_of_latex_are_read_back(top: int, bottom: int) -> None:
+    sign = "-" if top < 0 else ""
+    for text in (
+        rf"${sign}\frac{{{abs(top)}}}{{{bottom}}}$",
+        rf"so x = \dfrac{{{top}}}{{{bottom}}}.",
+        rf"\boxed{{{sign}\tfrac{{{abs(top)}}}{{ {bottom} }}}}",
+    ):
+        assert last_number(text) == Fraction(top, bottom)
+
+
 @given(st.text(alphabet="0123456789,.-/ $eE\\frac{}+x\n", max_size=200))
 def test_any_text_is_read_without_error(text: str) -> None:
     last_number(text)
@@ -75,7 +107,9 @@ def test_any_text_is_read_without_error(text: str) -> None:
 
 def test_long_noise_is_read_quickly() -> None:
     start = time.perf_counter()
-    for text in ("1" * 100_000, "1,111" * 20_000, "1 1/" * 20_000, "- " * 50_000, "1.1" * 30_000):
+    for text in ("1" * 100_000, "1,111" * 20_000, "1 1/" * 20_000, "- " * 50_000, "1.1" * 30_000,
+                 "1,\\! " * 20_000, "\\frac1" * 20_000, "x^{" * 30_000,
+                 "\\frac " * 20_000):  # fmt: skip
         last_number(text)
     assert time.perf_counter() - start < 3
 

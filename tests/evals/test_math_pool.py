@@ -93,6 +93,42 @@ def test_it_works_from_any_thread(pool):
     assert [[r["verdict"] for r in replies] for replies in found] == [["right", "unclear"]] * 2
 
 
+def test_there_are_no_more_processes_than_it_may_have(monkeypatch):
+    """Six threads share a pool of two."""
+    lock, now, most = threading.Lock(), 0, 0
+
+    class Counted:
+        alive = True
+
+        def __init__(self) -> None:
+            nonlocal now, most
+            with lock:
+                now += 1
+                most = max(most, now)
+
+        def ask(self, gold: str, text: str, seconds: float) -> dict[str, str]:
+            time.sleep(0.005)
+            self.alive = text != "$3$"  # it broke down
+            if not self.alive:
+                self.close()
+            return {"verdict": "right"}
+
+        def close(self) -> None:
+            nonlocal now
+            with lock:
+                now -= 1
+
+    monkeypatch.setattr(math_pool, "Worker", Counted)
+    pool = MathPool(2)
+    pairs = [("$1$", f"${number}$") for number in range(8)]
+    threads = [threading.Thread(target=pool.check_all, args=(pairs,)) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert most == 2
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
 def test_a_worker_does_not_outlive_who_started_it():
     """The parent is killed while a tower is being computed; the system ends the worker."""

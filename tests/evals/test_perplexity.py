@@ -1,6 +1,7 @@
 """Perplexity and bits per byte against a float64 loop."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -64,6 +65,26 @@ def test_absent_for_a_model_that_only_writes() -> None:
 def test_no_learnt_token_is_an_error() -> None:
     with pytest.raises(DataError, match="no learnt token"):
         Perplexity().measure(ByteReader(0), None, [sample("only a prompt", "")])
+
+
+def test_it_is_said_where_the_text_is_not_the_same_for_all_models(caplog) -> None:
+    """What is cut off is not in the bytes, and an unknown character costs next to nothing."""
+    reading.tell_once.cache_clear()
+    Perplexity().measure(ByteReader(0), None, HOLDOUT)
+    assert not caplog.messages
+    short = Perplexity().measure(ByteReader(0, max_length=20), None, HOLDOUT)["bits_per_byte"]
+    assert "2 of 5 held-out samples are cut" in caplog.messages[0]
+    assert f"{short.n} bytes" in caplog.messages[0]
+
+    class Knowing(ByteReader):
+        def collate(self, encodings):
+            view = super().collate(encodings)
+            unknown = view.ids > 127
+            return replace(view, offsets=view.offsets.index_put(
+                (*unknown.nonzero().T, torch.tensor(1)), torch.tensor(NO_OFFSET)))  # fmt: skip
+
+    Perplexity().measure(Knowing(1), None, HOLDOUT)
+    assert "1 of 5 held-out samples" in caplog.messages[1]
 
 
 def encoding(learn: list[int], spans: list[tuple[int, int]]) -> Encoding:

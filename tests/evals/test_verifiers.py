@@ -3,10 +3,11 @@
 import json
 import subprocess
 import sys
+from decimal import Decimal
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
@@ -38,6 +39,17 @@ def verdict(match, text, answer, question="", **more):
         ("arithmetic", "The answer is (84 / 2).", "( 84.0 / 2.0 )", RIGHT),
         ("arithmetic", "The answer is (7 * 36).", "( 7.0 * 30.0 )", WRONG),
         ("arithmetic", "The answer is (2 * x).", "( 7.0 * 30.0 )", UNCLEAR),
+        ("arithmetic", "The answer is **42**.", "42", RIGHT),
+        ("arithmetic", "**Answer:** (84 / 2)", "42", RIGHT),
+        ("arithmetic", "#### 42", "42", RIGHT),
+        ("arithmetic", "The answer is $\\boxed{42}$.", "42", RIGHT),
+        ("arithmetic", "The answer is (84 / 2) = 42.", "42", RIGHT),
+        ("arithmetic", "The answer is (84 / 2) = 43.", "42", WRONG),
+        ("last_number", "The answer is 18.\nShe sells 9 eggs.", "18", RIGHT),
+        ("last_number", "The answer is **18**.\n\nQ: Tom has 9 eggs.", "18", RIGHT),
+        ("last_number", "The answer is 3 + 4.\n#### 7", "7", RIGHT),
+        ("last_number", "The answer is as follows:\n3 + 4 = 7", "7", RIGHT),
+        ("last_number", "A: She has 3 + 4 = 7.\nShe sells 2, so 5", "5", RIGHT),  # the solution
         ("json", '{"b": 2, "a": 1.0}', '{"a": 1, "b": 2}', RIGHT),
         ("json", "I call: {}", '{"a": 1}', WRONG),
         ("json", "nothing to call", '{"a": 1}', UNCLEAR),
@@ -109,6 +121,44 @@ MATHEMATICS = [
     ("none", "18", UNCLEAR),
     ("", "18", UNCLEAR),
     ("$x$", "", UNCLEAR),
+    # Bold, italics and code are no mathematics.
+    ("The answer is **42**.", "42", RIGHT),
+    ("**42**", "42", RIGHT),
+    ("Steps.\n\n*42*", "42", RIGHT),
+    ("The answer is **-5**.", "-5", RIGHT),
+    ("The answer is **3/4.**", "3/4", RIGHT),
+    ("Answer: `1,234`.", "1234", RIGHT),
+    ("The answer is **43**.", "42", WRONG),
+    # Small numbers differ by what they are, not in the sixth decimal.
+    ("The answer is $9.1\\times10^{-31}$ kg", "1.6\\times10^{-19}", WRONG),
+    ("The answer is 0.0000002", "0.0000001", WRONG),
+    ("The answer is 0.0000001", "0", WRONG),
+    ("The answer is 0.0000001", "1\\times10^{-7}", RIGHT),
+    ("\\boxed{0.333333}", "\\frac{1}{3}", RIGHT),
+    ("\\boxed{0.016667}", "\\frac{1}{60}", RIGHT),
+    ("The answer is $50\\%$", "0.5", RIGHT),
+    ("The answer is $50\\%$", "50", RIGHT),
+    # A space between digits parts them, but for thousands.
+    ("The answer is 1 1/2.", "11/2", WRONG),
+    ("The answer is 1 1/2.", "3/2", RIGHT),
+    ("The answer is 1.5", "1 1/2", RIGHT),
+    ("The answer is 1 1/2 cups.", "1/2", WRONG),
+    ("The answer is 1 2.", "12", WRONG),
+    ("The answer is 1 000.", "1000", RIGHT),
+    # LaTeX without dollars is not cut at its first number.
+    ("The answer is 3\\sqrt{13}.", "3", WRONG),
+    ("The answer is 3\\sqrt{13} cm, as shown.", "3\\sqrt{13}", RIGHT),
+    ("The answer is 5\\frac{1}{2}.", "1/2", WRONG),
+    ("The answer is 5\\frac{1}{2}.", "11/2", RIGHT),
+    ("Therefore, 3\\sqrt{13}.", "3", WRONG),
+    ("The answer is \\pi.\nThat is about 3.", "\\pi", RIGHT),
+    ("The answer is \\begin{pmatrix} 1 \\\\ 2 \\end{pmatrix}", "2", WRONG),
+    ("\\boxed{7}\nNote that \\frac{1}{2} of it is not asked for.", "7", RIGHT),
+    # Money, as MATH's answers have it.
+    ("It costs $\\boxed{\\$18.90}$.", "\\$18.90", RIGHT),
+    ("The answer is \\$5.", "\\$5", RIGHT),
+    ("$\\boxed{\\$32,\\!348}$", "\\$32,\\!348", RIGHT),
+    ("$\\boxed{\\$18.91}$", "\\$18.90", WRONG),
 ]
 
 
@@ -150,6 +200,19 @@ def test_json_is_compared_strictly(a, b):
     assert (verdict("json", json.dumps(a), json.dumps(b)) == RIGHT) is same
 
 
+@given(
+    st.decimals("1e-30", "1e-3", allow_nan=False, places=33),
+    st.decimals("1e-30", "1e-3", allow_nan=False, places=33),
+)
+@settings(max_examples=30, deadline=None)
+def test_small_numbers_are_right_where_four_digits_are_the_same(a, b):
+    pytest.importorskip("math_verify")
+    apart = abs(a - b) / max(a, b)
+    if apart > Decimal("1e-2"):
+        assert verdict("math", f"The answer is {a:f}", f"{b:f}") == WRONG
+    assert verdict("math", f"The answer is ${a:f}$.", f"{a:f}") == RIGHT
+
+
 @pytest.mark.parametrize(
     ("a", "b", "same"),
     [
@@ -171,7 +234,8 @@ def test_types_of_json(a, b, same):
 
 
 @pytest.mark.parametrize("text", ['{"a": 1, "a": 2}', "NaN", "[Infinity]", "{'a': 1}", "", "{",
-                                  "[" * 100_000])  # fmt: skip
+                                  "[" * 100_000, "[" * 101 + "]" * 101,
+                                  '{"x": 1e99999999999999999999}'])  # fmt: skip
 def test_what_is_no_json(text):
     assert read_json(text) is None
 
@@ -184,6 +248,39 @@ def test_json_within_a_text():
     assert verdict("json", '{"a": 1} or {"a": 2}', '{"a": 1}') == UNCLEAR
     assert verdict("json", '{"a": 1}, so {"a": 1.0}', '{"a": 1}') == RIGHT
     assert json_in("{" * 100_000) == ()
+    assert json_in('for x in [0, 1) I call {"a": 1}') == (call,)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"name": "x", "arguments": {"a": 1}',  # cut off
+        '[{"a": 2}, {"a": 1}',
+        '{"name": "}", "arguments": {"a": 1}, "name": "x"}',  # a key twice
+        '{"a": 1e99999999999999999999, "b": {"a": 1}}',
+        "{'name': 'x', 'arguments': {\"a\": 1}}",
+        '{"a": "never closed {"a": 1}',
+    ],
+)
+def test_what_stands_within_broken_json_is_no_answer(text):
+    assert json_in(text) == ()
+    assert json_in(f'[see here] {{"a": 1}} {text}') == (Json({"a": 1}),)
+
+
+@given(values, st.integers(0, 100))
+def test_what_was_cut_off_gives_nothing(value, place):
+    text = json.dumps({"call": value})
+    cut = text[: place % len(text)]
+    assert json_in(cut) == ()
+
+
+@pytest.mark.parametrize(
+    "text", ["[" * 100 + "]" * 100, "[" * 700 + "]" * 700, '{"x": 1e99999999999999999999}']
+)
+def test_no_json_ends_a_run(text):
+    """What no model should write, and any model can, is a verdict and not an error."""
+    assert verdict("json", text, "[]") in (WRONG, UNCLEAR)
+    assert verdict("json", f"I call {text} now", '{"x": 1}') in (WRONG, UNCLEAR)
 
 
 def test_places_of_the_first_and_the_last_match():
@@ -231,6 +328,22 @@ def test_any_text_gets_a_verdict(text, match):
     assert (said.found is None) == (said.verdict == UNCLEAR)
 
 
+@given(
+    st.lists(
+        st.text("12/ \\${}()*_.,:\n-xa")
+        | st.sampled_from(
+            ["The answer is \\pi.\nThen 5", "The answer is no \\\nbut 5", "\\frac", "\\sqrt{2"]
+        ),
+        max_size=20,
+    )
+)
+@settings(max_examples=5, deadline=None)  # fmt: skip
+def test_any_text_gets_a_verdict_as_mathematics(texts):
+    pytest.importorskip("math_verify")
+    for said in Verifier(match="math").check_all(texts, ["18"] * len(texts)):
+        assert bool(said.reason) == (said.verdict == UNCLEAR)
+
+
 LONG = """
 from limbeck.evals.arithmetic import equations
 from limbeck.evals.verifiers import Verifier
@@ -238,6 +351,7 @@ from limbeck.synth.rationales import split
 for part in (
     "\\n", " \\n", "answer", "answer is\\n", "A:\\n", "1 or ", "not ", "is - ", "1+", "1 = ", "((",
     "<<1=1>>", "\\\\boxed{", "So the answer is ", "####", "</think>", "a) x\\n", "[", "1,000,",
+    '{"', '["\\\\', "1,\\\\!", "\\\\frac1", "3\\\\sqrt{", "x^", "#### ",
 ):
     text = part * (200_000 // len(part))
     equations(text)

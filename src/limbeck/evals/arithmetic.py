@@ -19,9 +19,11 @@ _OPERATOR = "[-+*/x\u00d7\u00f7\u2212]"
 # Every repeat has an end, so that no text, however odd, takes long.
 _TERM = rf"(?:[-\u2212]?\( ?){{0,5}}[-\u2212]?{_NUMBER}(?: ?\)){{0,5}}"
 _EXPRESSION = rf"{_TERM}(?: ?{_OPERATOR} ?{_TERM}){{0,20}}+"
+_FRACTION = "[0-9]{1,9}/[0-9]"
 _CHAIN = re.compile(
     rf"(?<![\w.)])(?<!{_OPERATOR})(?<!{_OPERATOR} )"  # not in the middle of a longer one
-    rf"{_EXPRESSION}(?: ?= ?{_EXPRESSION}){{1,10}}(?!\w)"
+    rf"(?<![0-9]:)(?!(?<=[0-9] ){_FRACTION})"  # nor of a time of day or of a mixed number
+    rf"{_EXPRESSION}(?: ?= ?{_EXPRESSION}){{1,10}}(?!\w| {_FRACTION})"
 )
 _BULLET = re.compile(r"(?m)^[ \t]{0,20}[-*+] {1,3}")
 _ASKED_INSIDE = re.compile(r"= ?\$?<<[^<>\n=]{1,200}=([^<>\n=]{1,100})>>[0-9.,]{0,100}")
@@ -114,8 +116,10 @@ def equations(text: str) -> tuple[Equation, ...]:
     """All equations of numbers in a text, in order; one with no operation in it does not count.
 
     `a = b = c` is two. One is true where both sides are equal, or where the right side is a decimal
-    number to which the left one rounds. What a calculator was asked, as `<<3*4=12>>`, is one too;
-    repeated right behind each other, as in `3*4 = <<3*4=12>>12`, it counts once.
+    number, or per cent with decimals, to which the left one rounds. One that begins or ends in a
+    mixed number (`1 1/2`), or begins in a time of day, is left out. What a calculator was asked, as
+    `<<3*4=12>>`, is one too; repeated right behind each other, as in `3*4 = <<3*4=12>>12`, it
+    counts once.
 
     >>> [str(equation) for equation in equations("So 16 - 3 - 4 = 9 eggs, 9 x $2 = $18.")]
     ['16-3-4=9', '9*2=18']
@@ -155,6 +159,6 @@ def _holds(left: str, right: str) -> bool | None:
     a, b = arithmetic(left), arithmetic(right)
     if a is None or b is None:
         return None
-    shown = re.fullmatch(r"-?[0-9]+\.([0-9]+)", right)
-    slack = Fraction(1, 2 * 10 ** len(shown[1])) if shown else 0
+    shown = re.fullmatch(r"-?[0-9]+\.([0-9]+)(%?)", right)
+    slack = Fraction(1, 2 * 10 ** (len(shown[1]) + 2 * len(shown[2]))) if shown else 0
     return abs(a - b) <= slack

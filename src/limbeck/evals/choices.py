@@ -14,9 +14,13 @@ _STATEMENT = re.compile(
     re.IGNORECASE,
 )
 _BOXED = re.compile(r"\\boxed\{\s*(?:\\text\{|\\textbf\{|\\mathrm\{)?\s*([^{}\n]{1,200})\}")
-_MARK = re.compile(r"\(([A-Za-z])\)")
-_BARE = re.compile(r"([A-Z]|[a-z](?=[.)]?\s*$))(?=[).:,;]|\s*$)[).:]?\s*(.*)", re.DOTALL)
-_ANOTHER = re.compile(r"\b(?:or|and|nor)\s+([A-Z])\b(?!\s+[a-z])")
+_MARK = re.compile(r"(?<![\w)])\(([A-Za-z])\)")  # not f(a) and 501(c)
+_BARE = re.compile(
+    r"([A-Z]|[a-z](?=[.)]?\s*$))[*_`$\"']{0,3}(?=[).:,;]|\s*$)[).:]?\s*(.*)", re.DOTALL
+)
+_OWN = re.compile(r"([A-Z])(?:\s+[-\u2013]\s+|\s*\(|[).:]?\s+)(.*)", re.DOTALL)
+_ANOTHER = re.compile(r"(?:\b(?:or|and|nor)\s+|^[,;]\s*)([A-Z])\b(?!\s+(?!(?:and|or)\b)[a-z])")
+_EDGE = " \t*_`$\"'"
 _NEGATED = re.compile(r"\s*(?:not|neither|none|never)\b", re.IGNORECASE)
 
 
@@ -65,10 +69,14 @@ def chosen(text: str, options: Options) -> Chosen:
         return Chosen(unclear="it is empty")
     if _NEGATED.match(said):
         return Chosen(unclear="it says what the answer is not")
-    marks = list(dict.fromkeys(mark.upper() for mark in _MARK.findall(said)))
-    bare = _BARE.match(said)
-    if not marks and bare is not None:
-        marks = [bare[1].upper(), *(m for m in _ANOTHER.findall(bare[2]) if m != bare[1].upper())]
+    own = _OWN.match(said)
+    text_of = options.get(own[1]) if own else None
+    if own and text_of and plain(own[2].rstrip(")")) == plain(text_of.rstrip(")")):
+        return Chosen(letter=own[1], text=text_of)
+    bare, mark = _BARE.match(said), _MARK.search(said)
+    behind = bare[2] if bare else said[mark.end() :] if mark else ""
+    found = [*_MARK.findall(said), *([bare[1], *_ANOTHER.findall(behind)] if bare else ())]
+    marks = list(dict.fromkeys(mark.upper() for mark in found))
     if len(marks) > 1:
         return Chosen(unclear="it names several options")
     if not marks:
@@ -76,7 +84,6 @@ def chosen(text: str, options: Options) -> Chosen:
     letter = marks[0]
     if options and letter not in options:
         return Chosen(unclear=f"there is no option {letter}")
-    behind = said[said.find(")") + 1 :] if _MARK.search(said) else bare[2] if bare else ""
     named = [key for key, option in options.items() if plain(option) == plain(behind)]
     if named and letter not in named:
         return Chosen(unclear="it names a letter with the text of another option")
@@ -124,4 +131,4 @@ def _conclusion(text: str) -> str:
         said = text[starts[-1] :].strip().partition("\n")[0]
     else:
         said = lines[-1] if lines else ""
-    return said.strip(" \t*_`$\"'")
+    return said.lstrip(_EDGE).rstrip(_EDGE + ".")

@@ -6,7 +6,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from decimal import Decimal
+from decimal import Decimal, InvalidOperation
 from fractions import Fraction
 from typing import Any
 
@@ -19,9 +19,9 @@ PATTERN_SECONDS = 10.0
 _NUMBER = re.compile(
     r"""
     (?<![A-Za-z0-9_])(?<![0-9]\.)              # not inside of a word or of another number
-    (?:(?<![\w)\]%])(?P<sign>[-\u2212+]))?    # after a digit or bracket a minus subtracts
+    (?:(?<![\w)\]%])(?P<sign>[-\u2212\u2013+]))?  # after a digit or bracket a minus subtracts
     [$\u20ac\u00a3\u00a5]?
-    (?(sign)|(?P<late>(?<=[$\u20ac\u00a3\u00a5])[-\u2212+])?)          # $-5
+    (?(sign)|(?P<late>(?<=[$\u20ac\u00a3\u00a5])[-\u2212\u2013+])?)    # $-5
     (?:
       (?P<whole>[0-9]+)[ ](?P<top>[0-9]+)/(?P<bottom>[0-9]+)           # 1 1/2
     | (?P<over>[0-9]+)[ ]?/[ ]?(?P<under>[0-9]+)                       # 3/4
@@ -31,7 +31,11 @@ _NUMBER = re.compile(
     """,
     re.VERBOSE,
 )
-_LATEX_FRACTION = re.compile(r"\\[dt]?frac\{\s*([0-9]+)\s*\}\{\s*([0-9]+)\s*\}")
+_LATEX_FRACTION = re.compile(
+    r"\\[cdt]?frac\s*(?:\{\s*([-\u2212]?[0-9]+)\s*\}|([0-9]))\s*(?:\{\s*([0-9]+)\s*\}|([0-9])(?![0-9]))"
+)
+_LATEX_COMMA = re.compile(r"(?<=[0-9])(?:\{,\}|\\,|,?\\!)\s?(?=[0-9]{3}(?![0-9]))")
+_UNIT_POWER = re.compile(r"(?<=[A-Za-z}])\^\{?[-\u2212]?[0-9]+\}?")
 _DIGITS = 1000
 """A longer number is taken for noise: exact arithmetic on it would cost more than it tells."""
 
@@ -51,19 +55,27 @@ def last_number(text: str) -> Fraction | None:
     Understands thousands' commas, a currency sign before the digits, a full stop or a unit behind
     them, decimals, fractions (`3/4`, `1 1/2`, LaTeX's `frac`), powers of ten (`1e6`) and signs. A
     minus behind a digit or a bracket is a subtraction or a range. Digits that follow a letter
-    (`H2O`) are part of a word.
+    (`H2O`) are part of a word, and so is the power of a unit (`cm^2`).
 
     >>> last_number("She pays 3 x $400 = $1,200.00.")
     Fraction(1200, 1)
     >>> last_number("from 5 to -0.75%")
     Fraction(-3, 4)
     """
-    text = _LATEX_FRACTION.sub(r" \1/\2", text)
+    text = _LATEX_COMMA.sub("", _UNIT_POWER.sub("", text))
+    text = _LATEX_FRACTION.sub(_slashed, text)
     found: Fraction | None = None
     for match in _NUMBER.finditer(text):
         value = _value(match)
         found = value if value is not None else found
     return found
+
+
+def _slashed(match: re.Match[str]) -> str:
+    """A fraction of LaTeX as `1/2`, apart from a number before it but not from its sign."""
+    before = match.string[max(0, match.start() - 1) : match.start()]
+    apart = "" if before in ("-", "+", "\u2212", "\u2013") else " "
+    return f"{apart}{match[1] or match[2]}/{match[3] or match[4]}"
 
 
 def _value(match: re.Match[str]) -> Fraction | None:
@@ -209,16 +221,20 @@ def _same_json(a: Any, b: Any) -> bool:
 def read_json(text: str) -> Json | None:
     """A text that is one JSON value; None where it is not, or where an object has a key twice.
 
-    NaN and infinity are no JSON. Numbers are exact.
+    NaN and infinity are no JSON, nor what is nested more than `DEEPEST` deep. Numbers are exact.
     """
+    text = text.strip()
     try:
-        return Json(_DECODER.decode(text.strip()))
+        value, end = _decoded(text, 0)
     except (ValueError, RecursionError):
         return None
+    return Json(value) if end == len(text) else None
 
 
 def json_in(text: str) -> tuple[Json, ...]:
     """The JSON of a completion: all of it, or its fenced blocks, or objects and lists within it.
+
+    What stands within broken JSON, such as a call that was cut off, is not taken for the whole.
 
     >>> [str(found) for found in json_in('I call {"city": "Bonn"} now.')]
     ['{"city": "Bonn"}']
@@ -235,14 +251,45 @@ def _scattered(text: str) -> Iterator[Json]:
     place, attempts = 0, 0
     while (found := _OPENING.search(text, place)) is not None and attempts < _ATTEMPTS:
         try:
-            value, place = _DECODER.raw_decode(text, found.start())
+            value, place = _decoded(text, found.start())
         except (ValueError, RecursionError):
-            place, attempts = found.start() + 1, attempts + 1
+            place, attempts = _behind(text, found.start()), attempts + 1
             continue
         yield Json(value)
 
 
+def _behind(text: str, start: int) -> int:
+    """Where to go on behind a bracket that opens no JSON: at its end if JSON was meant."""
+    if _MEANT.match(text, start) is None:
+        return start + 1
+    depth = 0
+    for part in _BRACKET_OR_STRING.finditer(text, start):
+        depth += (part[0] in "{[") - (part[0] in "}]")
+        if depth == 0:
+            return part.end()
+    return len(text)
+
+
+def _decoded(text: str, start: int) -> tuple[Any, int]:
+    """The value that starts there, and its end."""
+    value, end = _DECODER.raw_decode(text, start)
+    if not _within(value, DEEPEST):
+        raise ValueError("it is too deep to be compared")
+    return value, end
+
+
+def _within(value: Any, depth: int) -> bool:
+    if not isinstance(value, dict | list):
+        return True
+    inner = value.values() if isinstance(value, dict) else value
+    return depth > 0 and all(_within(one, depth - 1) for one in inner)
+
+
 _OPENING = re.compile(r"[{\[]")
+_MEANT = re.compile(r"""\{\s*(?:["']|\w+\s*:)|\[\s*[\[{"']""")
+_BRACKET_OR_STRING = re.compile(r'[{}\[\]]|"(?:[^"\\]|\\.)*+"?', re.DOTALL)
+DEEPEST = 100
+"""Lists and objects within each other; comparing deeper ones could exhaust Python's stack."""
 _ATTEMPTS = 50
 """Brackets that open no JSON; each costs a look at the rest of the text."""
 
@@ -258,4 +305,11 @@ def _refused(name: str) -> Any:
     raise ValueError(f"{name} is no JSON")
 
 
-_DECODER = json.JSONDecoder(object_pairs_hook=_once, parse_float=Decimal, parse_constant=_refused)
+def _exact(number: str) -> Decimal:
+    try:
+        return Decimal(number)
+    except InvalidOperation:
+        raise ValueError("its exponent is too large") from None
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_once, parse_float=_exact, parse_constant=_refused)

@@ -96,12 +96,13 @@ class Worker:
 
 
 class MathPool:
-    """A few workers, started when they are needed. May be used from several threads."""
+    """A few workers, started when they are needed. Several threads may share it, and its limit."""
 
     def __init__(self, processes: int = PROCESSES) -> None:
         self.processes = processes
         self._idle: list[Worker] = []
         self._lock = threading.Lock()
+        self._room = threading.BoundedSemaphore(processes)
 
     def check_all(self, pairs: Sequence[tuple[str, str]], seconds: float = SECONDS) -> list[Reply]:
         """For each pair of a known answer and a text what `math_worker` finds, in order.
@@ -111,7 +112,7 @@ class MathPool:
         """
 
         def check(pair: tuple[str, str]) -> Reply:
-            with self._worker() as worker:
+            with self._room, self._worker() as worker:
                 return worker.ask(*pair, seconds)
 
         distinct = list(dict.fromkeys(pairs))
@@ -140,12 +141,9 @@ class MathPool:
         except BaseException:
             worker.close()  # it may still be at work on a question that nobody waits for
             raise
-        with self._lock:
-            keep = worker.alive and len(self._idle) < self.processes
-            if keep:
+        if worker.alive:
+            with self._lock:
                 self._idle.append(worker)
-        if not keep:
-            worker.close()
 
 
 _pools: dict[int, MathPool] = {}

@@ -30,8 +30,9 @@ class Perplexity:
     """exp(nats / tokens), and nats / ln 2 / bytes, of the learnt part of held-out samples.
 
     Perplexity counts the model's own tokens and can be compared only between models with one
-    tokenizer. Bits per byte count the same text for all models; the cost of a learnt
-    end-of-sequence token is in the nats and adds no byte.
+    tokenizer. Bits per byte count the same text for all models that take in all of it, and say in
+    the log where this one does not; the cost of a learnt end-of-sequence token is in the nats and
+    adds no byte.
 
     Attributes:
         batch_tokens: tokens, with padding, of one forward pass.
@@ -81,6 +82,7 @@ class Perplexity:
         }
         sizes = [float(learnt_bytes(encoding)) for encoding in encodings]
         if any(sizes):
+            _tell_of_other_text(model, encodings, int(sum(sizes)))
             # A sample that learns only its end-of-sequence token has nats but no byte: left out.
             rate, interval = ratio_interval([n / math.log(2) for n in nats], sizes)
             scores["bits_per_byte"] = Score(
@@ -120,6 +122,29 @@ def _row_nats(model: Any, view: View) -> Tensor:
         label = piece.gather(-1, labels[part, None].to(piece.device)).squeeze(-1)
         nats[part] = (piece.logsumexp(-1) - label).double().cpu()
     return nats
+
+
+def _tell_of_other_text(model: Any, encodings: Sequence[Encoding], size: int) -> None:
+    """Warn where a model with another tokenizer may not be measured on the same text."""
+    cut = [encoding for encoding in encodings if encoding.truncated]
+    unknown = [one for one in encodings if one.rows and not one.truncated and _unknown(model, one)]
+    told = [
+        f"{len(some)} of {len(encodings)} held-out samples {what}"
+        for some, what in ((cut, "are cut at its `max_length`"), (unknown, "hold unknown tokens"))
+        if some
+    ]
+    if told:
+        tell_once(
+            f"bits_per_byte of {model.name}, over {size} bytes: {' and '.join(told)}; a model with "
+            "another tokenizer may have been measured on other text"
+        )
+
+
+def _unknown(model: Any, encoding: Encoding) -> bool:
+    """Whether a learnt token of a sample stands for text that its tokenizer does not know."""
+    view: View = model.collate([encoding])
+    starts, ends = view.offsets.flatten(0, 1)[view.rows + 1].unbind(-1)
+    return bool(((starts != NO_OFFSET) & (ends == NO_OFFSET)).any())
 
 
 def learnt_bytes(encoding: Encoding) -> int:

@@ -9,6 +9,7 @@ import importlib.util
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Annotated, Literal, cast
 
 from pydantic import Field
@@ -20,10 +21,11 @@ from limbeck.evals.choices import chosen, options_in, same_option
 from limbeck.evals.math_pool import SECONDS, pool
 
 Match = Literal["exact", "last_number", "regex", "choice", "math", "json", "arithmetic"]
-"""`exact` compares whole texts but for white space; `last_number` the last number of both by value;
-`regex` the text that the group of `pattern` catches at its first match; `choice` the option that is
-chosen, by letter or text, where the options stand in the prompt or are not known; `math` what
-math-verify reads as mathematics; `json` values; `arithmetic` the values of two expressions."""
+"""`exact` compares whole texts but for white space; `last_number` the last number of both by value,
+that of the text behind "answer is" where it says so; `regex` the text that the group of `pattern`
+catches at its first match; `choice` the option that is chosen, by letter or text, where the options
+stand in the prompt or are not known; `math` what math-verify reads as mathematics; `json` values;
+`arithmetic` the values of two expressions."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -142,7 +144,7 @@ def _caught(text: str | None, answer: str) -> Verdict:
 
 def _last_number(text: str, answer: str, question: str) -> Verdict:
     del question
-    number = matching.last_number(_signed(text))
+    number = _number(_signed(text))
     if number is None:
         return Verdict(verdict="unclear", reason="it has no number")
     if (doubt := _doubt(text, answer)) is not None:
@@ -170,7 +172,7 @@ def _json(text: str, answer: str, question: str) -> Verdict:
 
 def _arithmetic(text: str, answer: str, question: str) -> Verdict:
     del question
-    value = arithmetic(_said(text))
+    value = arithmetic(_expression(text))
     if value is None:
         return Verdict(verdict="unclear", reason="it does not end in an expression of numbers")
     return _told(value == arithmetic(answer), str(value))
@@ -192,10 +194,21 @@ _NEGATED = re.compile(
     re.IGNORECASE,
 )
 _ALTERNATIVE = re.compile(r"[0-9][^\n.;0-9]{0,30}\bor\b[^\n.;0-9]{0,20}[0-9]", re.IGNORECASE)
-_SIGN_FIRST = re.compile(r"^[-\u2212]\s+(?=[$\u20ac\u00a3\u00a5]?\.?[0-9])")
-_SIGN_INSIDE = re.compile(r"([=:({$]\s*|\bis\s+)[-\u2212]\s+(?=[$\u20ac\u00a3\u00a5]?\.?[0-9])")
+_SIGN_FIRST = re.compile(r"^[-\u2212\u2013]\s+(?=[$\u20ac\u00a3\u00a5]?\.?[0-9])")
+_SIGN_INSIDE = re.compile(
+    r"([=:({$]\s*|\bis\s+)[-\u2212\u2013]\s+(?=[$\u20ac\u00a3\u00a5]?\.?[0-9])"
+)
 _DIGIT = re.compile(r"[0-9]")
+_ASKED_FORM = re.compile(r"####|\\boxed")
+_BOXED = re.compile(r"\\boxed\{([^{}]*)\}")
+_MARKDOWN = " \t*_`"
+_NEEDLESS_SPACE = re.compile(r" (?![0-9])|(?<![0-9]) | (?=[0-9]{3}(?![0-9]))")  # 1 000, not 1 1/2
+_MIXED = re.compile(r"(?<![\w.,/])([0-9]+) ([0-9]+)/([0-9]+)(?![\w/])")
 _MATHEMATICAL = re.compile(r"[0-9+\-*/^()\[\]=<>|{}., \u2212]{1,200}")
+_FORMULA = re.compile(
+    r"(?:\\(?:text|mbox|mathrm|begin|end)\{[^{}]*\}|\\[a-zA-Z]+|\\[^a-zA-Z]|[^a-zA-Z\\]"
+    r"|(?<![a-zA-Z])(?!a\s+[a-zA-Z]{2})[a-zA-Z](?![a-zA-Z]))+"  # x is in it, words and "a" are not
+)
 
 
 def _conclusion(text: str) -> tuple[int, int, bool]:
@@ -218,9 +231,31 @@ def _conclusion(text: str) -> tuple[int, int, bool]:
 
 
 def _said(text: str) -> str:
-    """The conclusion alone, without the full stop."""
+    """The conclusion alone, without the full stop and what makes it bold."""
     start, end, _ = _conclusion(text)
-    return text[start:end].strip().rstrip(".").strip()
+    return text[start:end].strip().lstrip(_MARKDOWN).rstrip(_MARKDOWN + ".")
+
+
+def _number(text: str) -> Fraction | None:
+    """The last number behind the last "answer is", to the line's end; else that of the whole text.
+
+    "Answer:" is often followed by the whole solution, so there the last number counts. So it does
+    where a form that is asked for comes later.
+    """
+    start, end, stated = _conclusion(text)
+    is_said = stated and text[:start].rstrip(" \t\r\n:")[-2:].lower() == "is"
+    if is_said and not _ASKED_FORM.search(text, end):
+        number = matching.last_number(text[start:end])
+        if number is not None:
+            return number
+    return matching.last_number(text)
+
+
+def _expression(text: str) -> str:
+    """The sum that a text ends in: of `\\boxed{a}`, `#### a` and `b = a` it is a."""
+    said = _said(text).lstrip("# ")
+    boxed = _BOXED.search(said)
+    return (boxed[1] if boxed else said).rpartition("=")[2].strip(" $")
 
 
 def _doubt(text: str, answer: str) -> str | None:
@@ -245,23 +280,50 @@ def _signed(text: str) -> str:
 
 def _at_a_look(text: str, answer: str) -> Verdict | None:
     """The verdict on mathematics that needs no mathematics; None where it does."""
-    said, bare = ("".join(one.replace("$", "").split()) for one in (_said(text), answer))
+    said, bare = _bare(_said(text)), _bare(answer)
     if bare and said == bare:
         return _told(True, answer)
     doubt = _doubt(text, answer)
     return None if doubt is None else Verdict(verdict="unclear", reason=doubt)
 
 
+def _bare(text: str) -> str:
+    """A text without signs of dollars and the white space that means nothing."""
+    return _NEEDLESS_SPACE.sub("", " ".join(_priceless(text).replace("$", "").split()))
+
+
+def _priceless(text: str) -> str:
+    """Without LaTeX's sign of the dollar, which is not the one that marks mathematics."""
+    return text.replace("\\$", "")
+
+
 def _readable(text: str) -> str:
     """The text, or the mathematics alone that it ends in, marked as such.
 
-    math-verify reads "(1, 2)" as 2 and "- 5" as 5 where no dollars stand around them.
+    math-verify reads "(1, 2)" as 2, "- 5" as 5 and "3\\sqrt{2}" as 3 where no dollars stand around
+    them, and "1 1/2" as no number.
     """
-    said = _said(text)
-    return f"${said}$" if _MATHEMATICAL.fullmatch(said) else _signed(text)
+    said = _priceless(_said(text))
+    latex = _MIXED.sub(r"\1\\frac{\2}{\3}", said)
+    if _MATHEMATICAL.fullmatch(said):
+        return f"${latex}$"
+    _, _, stated = _conclusion(text)
+    if "\\" in latex and not _marked(said if stated else text) and "\\boxed" not in text:
+        found = [one for one in _FORMULA.findall(latex) if _DIGIT.search(one) or "\\" in one]
+        for formula in found[:1] if stated else found[-1:]:
+            bare = formula.strip(" ,;:.").removesuffix("\\")
+            if "\\" in bare:
+                return f"${bare}$"
+    return _signed(text)
 
 
 def _in_dollars(answer: str) -> str:
     """A known answer marked as mathematics, where it is not."""
-    marked = any(mark in answer for mark in ("\\boxed", "\\(", "\\[")) or answer.count("$") > 1
+    answer = _MIXED.sub(r"\1\\frac{\2}{\3}", _priceless(answer))
+    marked = _marked(answer) and answer.count("$") != 1
     return answer if marked else f"${answer.replace('$', '').strip()}$"
+
+
+def _marked(text: str) -> bool:
+    """Whether something in a text is marked as mathematics."""
+    return any(mark in _priceless(text) for mark in ("$", "\\boxed", "\\(", "\\["))
