@@ -1,11 +1,15 @@
 """Tasks in sequence: the measures by hand, what each stage is given, and going on after a stop."""
 
 import json
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from limbeck.campaigns import continual as campaign
 from limbeck.campaigns.continual import Matrix, Stage, continual, stage_values
 from limbeck.core.errors import RecipeError
+from limbeck.core.files import write_json
 from limbeck.recipe.document import Document
 
 STAGES = [Stage(name=name, train=f"{name}.train", test=f"{name}.test") for name in "abc"]
@@ -104,6 +108,97 @@ train: {{steps: 40, batch_tokens: 100, learning_rate: 0.03}}
     same = [path for path in before if path.stat().st_mtime_ns == before[path]]
     assert len(same) == 3
     assert json.loads((out / "continual.json").read_text()) == figures
+
+
+@pytest.fixture
+def learnt(monkeypatch):
+    """Runs that take no time and know every task; the folders in which one was begun."""
+    begun = []
+
+    def run(recipe, folder, resume=False):
+        begun.append(f"{folder.parent.name}/{folder.name}")
+        evals = {task.name: {"before": 0.0, "after": 0.5} for task in recipe.evals}
+        write_json(folder / "report.json", evals)
+        return report(evals)
+
+    def report(evals):
+        return SimpleNamespace(evals={n: SimpleNamespace(**one) for n, one in evals.items()})
+
+    def from_json(path):
+        return report(json.loads(path.read_text()))
+
+    monkeypatch.setattr(campaign, "run", run)
+    monkeypatch.setattr(campaign, "Report", SimpleNamespace(from_json=from_json))
+    return begun
+
+
+@pytest.fixture
+def arm():
+    def make(**train):
+        values = {
+            "student": {"name": "small"},
+            "source": {"path": "", "holdout": 0},
+            "terms": [{"objective": "cross_entropy"}],
+            "train": {"steps": 2, **train},
+        }
+        return Document(values, {}, None)
+
+    return make
+
+
+def test_what_is_finished_is_taken_for_the_same_campaign_alone(tasks, arm, learnt, tmp_path):
+    """Else the figures of another recipe, share, evaluation or task would be given for this one."""
+    out = tmp_path / "out"
+    plain = {"plain": arm()}
+    continual(plain, tasks, out, test={"match": "exact"})
+    assert learnt == ["plain/1-red", "plain/2-old"]
+    for other in (
+        {"arms": {"plain": arm(learning_rate=0.9)}},
+        {"replay": {"plain": 0.5}},
+        {"test": {"match": "last_number"}},
+        {"stages": tasks[::-1]},
+        {"stages": tasks[:1]},
+    ):
+        given = {"arms": plain, "stages": tasks, "test": {"match": "exact"}, **other}
+        with pytest.raises(RecipeError, match="holds another recipe") as refused:
+            continual(given.pop("arms"), given.pop("stages"), out, **given)
+        assert refused.value.field == "--out"
+    for file in (tasks[0].train, tasks[1].test):
+        text = Path(file).read_text()
+        Path(file).write_text(text.replace("cat", "cow"))
+        with pytest.raises(RecipeError, match="holds another recipe"):
+            continual(plain, tasks, out, test={"match": "exact"})
+        Path(file).write_text(text)
+    assert len(learnt) == 2
+
+
+def test_what_does_not_decide_the_figures_may_change(tasks, arm, learnt, tmp_path):
+    """Another arm beside it, the layout of the runs, and the folder of the tasks' files."""
+    out, moved = tmp_path / "out", tmp_path / "moved"
+    continual({"plain": arm()}, tasks, out)
+    moved.mkdir()
+    for task in tasks:
+        for path in map(Path, (task.train, task.test)):
+            path.rename(moved / path.name)
+    elsewhere = [
+        Stage(
+            name=task.name,
+            train=str(moved / Path(task.train).name),
+            test=str(moved / Path(task.test).name),
+        )
+        for task in tasks
+    ]
+    continual({"plain": arm(save_every=7), "new": arm()}, elsewhere, out, replay={"new": 0.3})
+    assert learnt == ["plain/1-red", "plain/2-old", "new/1-red", "new/2-old"]
+
+
+def test_a_folder_of_something_else_is_refused(tasks, arm, learnt, tmp_path):
+    out = tmp_path / "out"
+    write_json(out / "plain" / "1-red" / "report.json", {})
+    with pytest.raises(RecipeError, match="does not say what it was made with"):
+        continual({"plain": arm()}, tasks, out)
+    with pytest.raises(RecipeError, match="is a file"):
+        continual({"plain": arm()}, tasks, out / "plain" / "1-red" / "report.json")
 
 
 @pytest.mark.parametrize(

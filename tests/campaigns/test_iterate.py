@@ -184,6 +184,28 @@ def test_what_steps_counted_stands_in_the_table(tmp_path):
     assert "the recipe's own student" in page
 
 
+def test_what_steps_measured_is_not_added_up(tmp_path):
+    """A share of two sources is two shares, each named after its source; of one it has its name.
+    Cards of before had shares among the counts."""
+    from limbeck.campaigns.rounds import Campaign
+
+    folder, share = tmp_path / "round-1", "right answers of big (answers)"
+    write_json(folder / "report.json", {})
+    new = {"rows": 10, "usd": 0.0, "counts": {"right": 9}, "figures": {share: 0.9}}
+    old = {"rows": 10, "usd": 0.0, "counts": {"right": 8, share: 0.8}}
+    write_json(folder / "data" / "card.json", new)
+    alone = read_round(1, folder)
+    assert (alone.made.counts, alone.made.figures) == ({"right": 9}, {share: 0.9})
+    write_json(folder / "data-2" / "card.json", old)
+    both = read_round(1, folder)
+    assert both.made.counts == {"right": 17}
+    assert both.made.figures == {f"data: {share}": 0.9, f"data-2: {share}": 0.8}
+    assert both.to_json()["figures"] == both.made.figures
+    page = Campaign(restart=True, rounds=[both]).to_markdown()
+    assert "| right | 17 |" in page
+    assert f"| data-2: {share} | 0.8 |" in page
+
+
 # --- what goes wrong --------------------------------------------------------------------------
 
 

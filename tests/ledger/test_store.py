@@ -279,6 +279,28 @@ def test_two_ledgers_of_one_process_are_both_alive(path):
         assert one.totals("api").unknown == 0
 
 
+@pytest.mark.parametrize("what", ["folder", "file"])
+def test_one_file_by_two_spellings_is_one_ledger(tmp_path, what):
+    """A link to it, or to its folder: its requests are alive, and its lock stays."""
+    real, link = tmp_path / "real", tmp_path / "link"
+    real.mkdir()
+    if what == "folder":
+        link.symlink_to(real)
+        other = link / "ledger.sqlite"
+    else:
+        link.mkdir()
+        other = link / "another.sqlite"
+        other.symlink_to(real / "ledger.sqlite")
+    with Ledger(real / "ledger.sqlite") as one, Ledger(other) as two:
+        request = one.begin(["a"], {}, 1.0, "api", None)
+        assert two.close_stale() == 0
+        assert one.close_stale() == 0
+        assert one.totals("api").unknown == 0
+        assert len(list(real.glob("*.owner"))) == 2
+        one.finish(request, {"a": {"text": "yes"}}, 0.5, 1, 1)
+        assert two.known(["a"])
+
+
 def test_what_was_asked_can_be_read(ledger, path):
     request = ledger.begin(["a", "b"], {"messages": ["caf\u00e9"]}, 0.25, "api", None)
     ledger.fail(request, "429 three times", 0.0)

@@ -11,13 +11,17 @@ import time
 from contextlib import closing
 
 import pytest
+import torch
 import yaml
 
 from limbeck.core.files import held
+from limbeck.core.specs import LocalTeacher, TokenPrice
 from limbeck.core.types import Turn
+from limbeck.models.load import load_teacher
 from limbeck.recipe.card import Tally
-from limbeck.recipe.generate import _write
+from limbeck.recipe.output import write_rows
 from limbeck.synth.rows import Row
+from limbeck.teachers.local import LocalWriter
 from limbeck.teachers.mock import Faults, MockTeacher
 
 
@@ -111,6 +115,36 @@ def test_every_prompt_is_asked(recipe, tmp_path, call):
     assert {str(row["answer"]) for row in made} == {str(k) for k in range(20)}
 
 
+def stages(tmp_path, word):
+    """Two files of fifty rows each as stages, which hold some out by themselves."""
+    for name in "ab":
+        rows = ({"id": f"{name}{k}", "prompt": f"{word} {name} {k} "} for k in range(50))
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return {"kind": "stages", "of": [{"path": str(tmp_path / f"{name}.jsonl")} for name in "ab"]}
+
+
+def test_every_row_of_every_stage_is_taken_and_their_content_counts(recipe, tmp_path, call):
+    """What a stage would hold out of a training is no reason to leave a row out here."""
+    of = stages(tmp_path, "cat")
+    path = recipe()
+    values = yaml.safe_load(path.read_text())
+    values["source"] |= {"of": of, "steps": [{"kind": "answers", "teacher": "t", "max_tokens": 2}]}
+    path.write_text(yaml.safe_dump(values))
+    assert call("generate", path).code == 0
+    made = [
+        row for name in ("rows.jsonl", "failed.jsonl") for row in lines(tmp_path / "data", name)
+    ]
+    assert len({row["id"].split("/")[0] for row in made}) == 100
+    assert call("generate", path, "source.of.of.0.holdout=0").code == 0  # nor does that matter
+    (tmp_path / "elsewhere").mkdir()
+    moved = (tmp_path / "b.jsonl").rename(tmp_path / "elsewhere" / "b.jsonl")
+    assert call("generate", path, f"source.of.of.1.path={moved}").code == 0
+    stages(tmp_path, "dog")
+    done = call("generate", path)
+    assert done.code == 2
+    assert "another recipe" in done.err
+
+
 def test_it_is_the_content_of_the_data_that_counts_and_not_its_place(recipe, tmp_path, call):
     path, prompts = recipe(), tmp_path / "prompts.jsonl"
     assert call("generate", path).code == 0
@@ -193,12 +227,41 @@ def test_a_server_makes_them_and_its_price_is_told(recipe, tmp_path, call):
         assert len(mock.requests) == sent
 
 
+def test_what_a_server_is_paid_for_reading_is_on_the_card(recipe, tmp_path, tiny_teacher, call):
+    """Each text once; and the same when it is made again from what is recorded."""
+    here = load_teacher(LocalTeacher(name=str(tiny_teacher)), torch.device("cpu"), 64)
+    price = TokenPrice(input=1.0, output=2.0)
+    with MockTeacher(LocalWriter(here, "mock-1")) as mock:
+        server = {
+            "kind": "server",
+            "url": mock.url,
+            "model": "mock-1",
+            "api": "completions",
+            "tokenizer": str(tiny_teacher),
+            "ledger": str(tmp_path / "ledger.sqlite"),
+            "price": {"input": 1.0, "output": 2.0},
+        }
+        weights = {"kind": "weights", "teacher": "t"}
+        values = yaml.safe_load(recipe(server, [weights, dict(weights)]).read_text())
+        rows = [{"prompt": f"the cat {k} ", "completion": "sat"} for k in range(5)]
+        data = tmp_path / "read.jsonl"
+        data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        values["source"]["of"]["path"] = str(data)
+        path = tmp_path / "recipe.yaml"
+        path.write_text(yaml.safe_dump(values))
+        for _ in range(2):
+            assert call("generate", path).code == 0
+            card = json.loads((tmp_path / "data" / "card.json").read_text())
+            assert card["usd"] == pytest.approx(mock.billed_usd(price))
+            assert card["usd"] > 0
+
+
 def test_what_no_tokenizer_can_read_is_not_trained_on(tmp_path):
     """An emoji that was cut in the middle, of which JSON can hold the half."""
     prompt = (Turn(text="smile"),)
     said = {"a": "\U0001f600", "b": "\ud83d"}
     rows = [Row(id=name, prompt=prompt, completion=text) for name, text in said.items()]
-    _write(tmp_path, rows, Tally())
+    write_rows(tmp_path, rows, Tally())
     assert [row["id"] for row in lines(tmp_path)] == ["a"]
     (failed,) = lines(tmp_path, "failed.jsonl")
     assert failed["failure"] == "it holds half a character, which no tokenizer can read"

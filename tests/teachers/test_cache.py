@@ -323,6 +323,24 @@ def test_chosen_log_probabilities(cached):
     torch.testing.assert_close(reader.read(view, reader.offers).chosen, logp, rtol=0, atol=EXACT)
 
 
+@pytest.mark.parametrize("computes_in", ["float32", "bfloat16", "float16"])
+def test_chosen_log_probabilities_are_kept_as_they_are_computed(computes_in):
+    """In float32, in which they are exact, whatever the teacher computes in; and one that was kept
+    in fewer bits, before or by the recipe's word, is read as what it is."""
+    signals = said(50)
+    exact = signals.projection.logits().log_softmax(-1).gather(-1, signals.labels[:, None])[:, 0]
+    keeps = kept("chosen", dtype=computes_in)
+    whole = keeps.look(signals, None)
+    back = keeps.signals(keeps.from_cells(keeps.to_cells(whole), 50), CPU)["chosen"]
+    assert torch.equal(back, exact)
+    coarse = replace(keeps, dtype="bfloat16")
+    back = keeps.signals(keeps.from_cells(coarse.to_cells(whole), 50), CPU)["chosen"]
+    assert torch.equal(back, exact.bfloat16().float())
+    asked = CachedTeacher(path="x", of=LocalTeacher(name="x"), keep="chosen", dtype="bfloat16")
+    assert keeper(asked, 40, 6, computes_in).dtype == "bfloat16"
+    assert kept("hidden", dtype=computes_in).dtype == computes_in
+
+
 @pytest.mark.parametrize("temperature", [1.0, 2.0])
 @pytest.mark.parametrize("keep", ["sampled", "topk"])
 def test_few_tokens_of_the_right_rows(cached, keep, temperature):
@@ -565,6 +583,31 @@ def test_weights_are_read_again_only_when_a_file_changed(tmp_path, monkeypatch):
     assert weights_sha256(weight_files(spec), noted) == first
     assert weights_sha256([]) is None
     assert weight_files(LocalTeacher(name="nobody/nothing")) == []
+
+
+def test_a_note_that_was_cut_costs_nothing_but_itself(recipe_of, tmp_path, monkeypatch):
+    """As a full disk leaves it; and the next note has a line of its own."""
+    monkeypatch.setattr(filling, "SHARD_SAMPLES", 8)
+    monkeypatch.setattr("limbeck.recipe.cache.SHARD_SAMPLES", 8)
+    recipe, folder = recipe_of(), tmp_path / "cache"
+    make_caches(recipe)
+    notes = (folder / filling.NOTES).read_text()
+    for cut in ('{"shard": 1, "dr', "\0\0\0", "\udcff".encode("utf-8", "surrogateescape")):
+        cut = cut.encode() if isinstance(cut, str) else cut
+        (folder / filling.NOTES).write_bytes(notes.encode() + cut)
+        assert make_caches(recipe)[0].dropped == 0
+    for file in folder.glob("shard-00001.*"):
+        file.unlink()
+    make_caches(recipe)
+    last = (folder / filling.NOTES).read_bytes().splitlines()[-1]
+    assert json.loads(last) == {"shard": 1, "dropped": 0}
+
+
+def test_of_a_shard_that_was_made_twice_the_last_note_counts(tmp_path):
+    lines = ['{"shard": 0, "dropped": 5}', '{"shard": 0, "dr', '{"shard": 0, "dropped": 3}']
+    (tmp_path / filling.NOTES).write_text("\n".join(lines) + '\n{"shard": 1, "dropped": 4}\n')
+    assert filling.dropped(tmp_path) == 7
+    assert filling.dropped(tmp_path / "nowhere") == 0
 
 
 def test_the_first_field_that_differs_is_named():

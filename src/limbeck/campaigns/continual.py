@@ -10,18 +10,21 @@ Source of the measures: Lopez-Paz and Ranzato, "Gradient Episodic Memory" (NeurI
 Chaudhry et al., "Riemannian Walk" (ECCV 2018).
 """
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
+from limbeck.campaigns.rounds import read_json
 from limbeck.core.errors import DataError, RecipeError
 from limbeck.core.files import write_json, write_text
 from limbeck.recipe.document import Document
 from limbeck.recipe.report import Report
-from limbeck.recipe.resolve import resolve
+from limbeck.recipe.resolve import resolve, training_sha256
 from limbeck.recipe.run import run
+from limbeck.sources.files import content_sha256
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,17 +103,20 @@ def continual(
         replay: for some arms, the share of earlier tasks' rows in a later one.
 
     Raises:
-        RecipeError: a recipe cannot work.
+        RecipeError: a recipe cannot work, or an arm's folder holds runs of another one.
         LimbeckError: a run failed.
     """
     if len({stage.name for stage in stages}) < len(stages):
         raise RecipeError("--task", "two tasks have one name")
+    if out.exists() and not out.is_dir():
+        raise RecipeError("--out", f"{out} is a file, not a folder")
     found: dict[str, Matrix] = {}
     for name, document in arms.items():
         lines: list[list[float]] = []
         student: Path | None = None
+        share = (replay or {}).get(name, 0.0)
+        _claim(out / name, _made_with(document, stages, share, test or {}))
         for place, stage in enumerate(stages):
-            share = (replay or {}).get(name, 0.0)
             values = stage_values(document, stages, place, student, share, test or {})
             folder = out / name / f"{place + 1}-{stage.name}"
             report = _learnt(Document(values, document.lines, document.file), folder)
@@ -166,6 +172,48 @@ def _with_data(source: Any, path: str, earlier: Sequence[str], share: float) -> 
     old = [{**own, "path": other} for other in earlier]
     shares = [1 - share, *(share / len(old) for _ in old)]
     return {"kind": "mixture", "of": [new, *old], "shares": shares}
+
+
+def _made_with(
+    document: Document, stages: Sequence[Stage], share: float, test: Mapping[str, Any]
+) -> dict[str, Any]:
+    """All that decides an arm's figures, as JSON values: of files it is the content that counts."""
+    nowhere = Stage(name="", train="", test="")
+    values = {**stage_values(document, [nowhere], 0, None, 0.0, {}), "evals": []}
+    made_with = {
+        "recipe": training_sha256(resolve(Document(values, document.lines, document.file))),
+        "replay": share,
+        "test": dict(test),
+        "tasks": [
+            [stage.name, *(content_sha256(path) or path for path in (stage.train, stage.test))]
+            for stage in stages
+        ],
+    }
+    return json.loads(json.dumps(made_with))
+
+
+def _claim(folder: Path, made_with: Mapping[str, Any]) -> None:
+    """Note what an arm's runs are made with, before the first; see that it is the same later.
+
+    Several processes of one campaign may do this at once.
+
+    Raises:
+        RecipeError: the folder holds something else.
+    """
+    told = folder / "campaign.json"
+    strange = folder.is_dir() and any(not path.name.startswith(".") for path in folder.iterdir())
+    if not told.exists():
+        if strange:
+            raise RecipeError(
+                "--out", f"{folder} does not say what it was made with; give another folder"
+            )
+        write_json(told, made_with)
+    elif read_json(told) != made_with:
+        raise RecipeError(
+            "--out",
+            f"{folder} holds another recipe, --replay, --match, --max-tokens, or other tasks; give"
+            " another folder",
+        )
 
 
 def _learnt(document: Document, folder: Path) -> Report:

@@ -2,13 +2,14 @@
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from limbeck.core.errors import DataError
 from limbeck.core.files import write_json, write_text
+from limbeck.recipe.card import plus
 from limbeck.recipe.report import Report
 
 STARTED = "start"
@@ -22,13 +23,17 @@ class Made:
     Attributes:
         rows: how many rows to train on.
         failed: how many were made and left out, by reason.
-        counts: what the steps counted, such as verdicts that could not be parsed.
+        counts: what the steps counted, such as verdicts that could not be parsed; sums over the
+            round's sources.
+        figures: what they measured, such as shares and means; where a round has several sources,
+            each figure is named after its source's folder.
         usd: what the teachers' answers cost; None where that is not known.
     """
 
     rows: int = 0
     failed: Mapping[str, int] = field(default_factory=dict[str, int])
-    counts: Mapping[str, float] = field(default_factory=dict[str, float])
+    counts: Mapping[str, int] = field(default_factory=dict[str, int])
+    figures: Mapping[str, float] = field(default_factory=dict[str, float])
     usd: float | None = None
 
 
@@ -62,6 +67,7 @@ class Round:
             "rows": self.made.rows,
             "failed": dict(self.made.failed),
             "counts": dict(self.made.counts),
+            "figures": dict(self.made.figures),
             "usd": self.made.usd,
             "evals": {name: {arm: self.score(name, arm) for arm in arms} for name in self.names},
             "train": {
@@ -87,17 +93,12 @@ class Campaign:
         begins = "the recipe's own student" if self.restart else "the student of the round before"
         lines = [f"# {len(self.rounds)} rounds", "", f"Each round trains {begins}.", ""]
         lines += _table(["round", "rows", "failed", "teachers, $", *names], self._lines(names))
-        counted = list(dict.fromkeys(name for one in self.rounds for name in one.made.counts))
-        if counted:
-            lines += ["", "What the steps counted:", ""]
-            heads = ["", *(f"round {one.number}" for one in self.rounds)]
-            lines += _table(
-                heads,
-                [
-                    [name, *(f"{one.made.counts.get(name, 0):,}" for one in self.rounds)]
-                    for name in counted
-                ],
-            )
+        heads = ["", *(f"round {one.number}" for one in self.rounds)]
+        counts = _rows([one.made.counts for one in self.rounds], lambda n: f"{n or 0:,}")
+        figures = _rows([one.made.figures for one in self.rounds], _shown)
+        for title, rows in (("counted", counts), ("measured", figures)):
+            if rows:
+                lines += ["", f"What the steps {title}:", "", *_table(heads, rows)]
         return "\n".join(lines) + "\n"
 
     def _lines(self, names: Sequence[str]) -> list[list[str]]:
@@ -130,17 +131,24 @@ def read_round(number: int, folder: Path) -> Round:
         DataError: a file of it is missing or broken.
     """
     counts: Counter[str] = Counter()
+    figures: dict[str, float] = {}
     failed: Counter[str] = Counter()
     rows = 0
     usd: float | None = 0.0
-    for path in sorted(folder.glob("data*/**/card.json")):
+    paths = sorted(folder.glob("data*/**/card.json"))
+    for path in paths:
         card = read_json(path)
-        counts.update(card.get("counts") or {})
+        counted: dict[str, Any] = card.get("counts") or {}
+        # Older cards have figures among the counts, which are whole numbers.
+        measured = card.get("figures") or {k: v for k, v in counted.items() if isinstance(v, float)}
+        counts.update({k: v for k, v in counted.items() if k not in measured})
+        place = f"{path.parent.relative_to(folder)}: " if len(paths) > 1 else ""
+        figures |= {f"{place}{name}": value for name, value in measured.items()}
         failed.update(card.get("failed") or {})
         # What other rows were made from is not trained on.
         rows += card.get("rows") or 0 if path.parent.parent == folder else 0
-        usd = None if usd is None or card.get("usd") is None else usd + card["usd"]
-    made = Made(rows=rows, failed=failed, counts=counts, usd=usd)
+        usd = plus(usd, card.get("usd"))
+    made = Made(rows=rows, failed=failed, counts=counts, figures=figures, usd=usd)
     return Round(number=number, made=made, report=Report.from_json(folder / "report.json"))
 
 
@@ -156,6 +164,12 @@ def read_json(path: Path) -> Any:
         raise DataError(f"{path}: {error.strerror or error}") from None
     except ValueError as error:
         raise DataError(f"{path}: not JSON: {error}") from None
+
+
+def _rows(rounds: Sequence[Mapping[str, Any]], shown: Callable[[Any], str]) -> list[list[str]]:
+    """A line for each name, with its value in each round."""
+    names = dict.fromkeys(name for one in rounds for name in one)
+    return [[name, *(shown(one.get(name)) for one in rounds)] for name in names]
 
 
 def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:

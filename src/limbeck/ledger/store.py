@@ -74,7 +74,8 @@ class Ledger:
     """
 
     def __init__(self, path: Path) -> None:
-        self.path = Path(path).absolute()
+        # One file has one name: those who have it open find each other by it.
+        self.path = Path(os.path.realpath(path))
         self._committer: Committer | None = None
 
     def __enter__(self) -> Self:

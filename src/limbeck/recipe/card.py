@@ -14,9 +14,19 @@ from limbeck.synth.rows import Row
 FORMAT = 1
 
 
+MARKS = ("step", "teacher", "question", "index", "finish", "part", "prompt_tokens", "usd")
+"""Fields of an entry of `source` by which two entries are about the same reply."""
+
+QUOTED = re.compile(r"""(?<!\w)(?<!ended by )(?<!ended with )(['"]).*?\1(?!\w)""")
+"""What a failure quotes, such as an id; how a reply ended is one of a few words, and a reason."""
+
+
 @dataclass
 class Tally:
-    """Counts of rows as they come out of the steps."""
+    """Counts of rows as they come out of the steps.
+
+    Several rows may come of one reply, which was written and paid once.
+    """
 
     rows: int = 0
     failures: Counter[str] = field(default_factory=Counter[str])
@@ -24,41 +34,46 @@ class Tally:
     models: dict[str, Counter[str]] = field(default_factory=dict[str, Counter[str]])
     columns: Counter[str] = field(default_factory=Counter[str])
     servers: Collection[str] = ()
-    costs: dict[tuple[str, ...], float | None] = field(default_factory=dict[Any, Any])
-
-    @property
-    def usd(self) -> float | None:
-        """What the replies cost that have a part in the rows; None where a price is not known."""
-        known = [cost for cost in self.costs.values() if cost is not None]
-        return sum(known) if len(known) == len(self.costs) else None
+    usd: float | None = 0.0
+    _paid: set[int] = field(default_factory=set[int], init=False, repr=False)
+    _fit: set[int] = field(default_factory=set[int], init=False, repr=False)
 
     def add(self, row: Row, columns: Mapping[str, Any]) -> None:
         """Count one row."""
-        for entry in row.source:
-            answered = entry["teacher"] in self.servers and entry["finish"]
-            if answered:  # several rows may come of one reply, which was paid once
-                marks = ("step", "teacher", "question", "index", "finish")
-                self.costs[tuple(str(entry[mark]) for mark in marks)] = entry["usd"]
+        marks = [hash(tuple(map(entry.get, MARKS))) for entry in row.source]
+        for mark, entry in zip(marks, row.source, strict=True):
+            if entry["teacher"] in self.servers and entry["finish"] and mark not in self._paid:
+                self._paid.add(mark)
+                self.usd = plus(self.usd, entry["usd"])
         if row.failure is not None:
             self.failures[kind_of(row.failure)] += 1
             return
         self.rows += 1
         self.columns.update(columns.keys())
-        for entry in row.source:
-            self.tokens += int(entry.get("completion_tokens") or 0)
-            seen = self.models.setdefault(str(entry["teacher"]), Counter())
-            seen[str(entry.get("model") or "unknown")] += 1
+        for mark, entry in zip(marks, row.source, strict=True):
+            if mark not in self._fit:
+                self._fit.add(mark)
+                self.tokens += int(entry.get("completion_tokens") or 0)
+                seen = self.models.setdefault(str(entry["teacher"]), Counter())
+                seen[str(entry.get("model") or "unknown")] += 1
+
+
+def plus(usd: float | None, more: float | None) -> float | None:
+    """The sum of two costs; None where one is not known."""
+    return None if usd is None or more is None else usd + more
 
 
 def kind_of(failure: str) -> str:
-    """A failure without what differs from row to row: its numbers.
+    """A failure without what differs from row to row: its numbers, and the names that it quotes.
 
     >>> kind_of("only 0.25 of it is the teacher's own")
     "only … of it is the teacher's own"
     >>> kind_of("the connection failed (6 attempts)")
     'the connection failed'
+    >>> kind_of("repeats 'what-is-gravity'")
+    'repeats …'
     """
-    plain = re.sub(r"\s*\([^()]*\d[^()]*\)", "", failure)
+    plain = re.sub(r"\s*\([^()]*\d[^()]*\)", "", QUOTED.sub("…", failure))
     words = ["…" if any(c.isdigit() for c in word) else word for word in plain.split()]
     return " ".join(words)[:80]
 
@@ -74,10 +89,13 @@ class Card:
         rows: fit to train on.
         failed: rows that are not, by reason.
         counts: what the steps counted.
-        tokens: that teachers wrote for the rows that are fit.
-        teachers: by name: specification (never a key), terms of use, versions that answered.
-        usd: what the replies cost that have a part in the rows, failed ones too; None where a
-            price is not known. What was asked in vain, the ledger knows.
+        figures: what they measured, such as means.
+        tokens: of the replies that have a part in the rows that are fit, each counted once.
+        teachers: by name: where it is asked, terms of use, how many replies each version gave
+            that have a part in the rows that are fit.
+        usd: what the replies cost that have a part in the rows, failed ones too, and what servers
+            read; None where a price is not known. What was asked in vain, the ledger knows; and
+            that equal questions of several rows were paid for once.
         seconds: that making them took this time.
     """
 
@@ -85,7 +103,8 @@ class Card:
     data: str | None
     rows: int
     failed: Mapping[str, int]
-    counts: Mapping[str, float]
+    counts: Mapping[str, int]
+    figures: Mapping[str, float]
     tokens: int
     teachers: Mapping[str, Mapping[str, Any]]
     columns: Sequence[str]
@@ -101,7 +120,8 @@ class Card:
         """A few lines for the screen."""
         lines = [f"{self.rows:,} rows, {sum(self.failed.values()):,} failed"]
         lines += [f"  {count:,} {reason}" for reason, count in self.failed.items()]
-        lines += [f"{name}: {value:,}" for name, value in self.counts.items()]
+        told = {**self.counts, **self.figures}
+        lines += [f"{name}: {value:,}" for name, value in told.items()]
         lines += [f"{self.tokens:,} tokens written; cost {dollars(self.usd)}"]
         return "\n".join(lines)
 

@@ -4,6 +4,7 @@ import hashlib
 import threading
 from collections.abc import Mapping
 from contextlib import ExitStack
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from limbeck.ledger.store import Ledger
 from limbeck.models.causal import CausalModel
 from limbeck.models.facts import facts_of_tokenizer
 from limbeck.models.load import load_student, load_teacher
+from limbeck.recipe.card import plus
 from limbeck.teachers.identity import weight_files, weights_sha256
 from limbeck.teachers.local import LocalWriter
 from limbeck.teachers.recorded import Recorded
@@ -54,7 +56,7 @@ class Teachers:
         self.folder, self.stack = folder, stack
         self._models: dict[str, CausalModel] = {}
         self._writers: dict[str, Writer] = {}
-        self._readers: dict[str, Reader] = {}
+        self._readers: dict[str, ServerReader] = {}
         self._ledger: Ledger | None = None
         self._stopping = threading.Event()
 
@@ -65,7 +67,7 @@ class Teachers:
             RecipeError: there is none of this name, or it does not write.
         """
         if name not in self._writers:
-            spec = self._spec(name)
+            spec = self.spec(name)
             server = isinstance(spec, ServerTeacher)
             self._writers[name] = (
                 self.stack.enter_context(Server(spec, stopping=self._stopping))
@@ -81,7 +83,7 @@ class Teachers:
             RecipeError: there is none of this name, or it only writes.
             ServerError: it is a server that does not read.
         """
-        spec = self._spec(name)
+        spec = self.spec(name)
         if not isinstance(spec, ServerTeacher):
             return self._model(name)
         if spec.tokenizer is None:
@@ -93,7 +95,17 @@ class Teachers:
             self._readers[name] = self._reading(spec, spec.tokenizer)
         return self._readers[name]
 
-    def _spec(self, name: str) -> Any:
+    @property
+    def read_usd(self) -> float | None:
+        """What servers took for the texts that they read; None where a price is not known."""
+        return reduce(plus, (reader.read_usd for reader in self._readers.values()), 0.0)
+
+    def spec(self, name: str) -> Any:
+        """The specification of a teacher, or of the student; nothing is opened.
+
+        Raises:
+            RecipeError: there is none of this name, or it does not write.
+        """
         if name == STUDENT and name not in self.specs:
             if self.student is None:
                 raise RecipeError(STUDENT, "a step asks the student, and the recipe has none")
@@ -107,7 +119,7 @@ class Teachers:
             raise RecipeError(f"teachers.{name}", f"a teacher of kind {spec.kind!r} does not write")
         return spec
 
-    def _reading(self, spec: ServerTeacher, tokenizer: str) -> Reader:
+    def _reading(self, spec: ServerTeacher, tokenizer: str) -> ServerReader:
         of = facts_of_tokenizer(tokenizer).tokenizer
         reader = ServerReader(spec, of, max_length=self._length, display=True)
         self.stack.enter_context(reader)
@@ -123,7 +135,7 @@ class Teachers:
 
     def _model(self, name: str) -> CausalModel:
         if name not in self._models:
-            spec = self._spec(name)
+            spec = self.spec(name)
             device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
             if isinstance(spec, CausalStudent):
                 local = {n: s for n, s in self.specs.items() if isinstance(s, LocalTeacher)}
@@ -141,7 +153,7 @@ class Teachers:
 
     def _identity(self, name: str, model: CausalModel) -> str:
         """Changes with the weights, the tokenizer, and how they compute."""
-        spec = self._spec(name)
+        spec = self.spec(name)
         weights = weights_sha256(weight_files(spec)) if getattr(spec, "name", None) else None
         if weights is None:  # new weights, or of a teacher's layers
             digest = hashlib.sha256()

@@ -8,31 +8,27 @@ import hashlib
 import json
 import logging
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from limbeck.core.errors import DataError, Interrupted, RecipeError
-from limbeck.core.exchange import Question, Reply
 from limbeck.core.files import held, write_json, write_text
-from limbeck.core.specs import ServerTeacher, TokenPrice
-from limbeck.core.types import Sampling
-from limbeck.ledger.money import dollars, prompt_tokens_upper, worst_case_usd
-from limbeck.recipe.card import Card, Tally
+from limbeck.core.specs import ServerTeacher
+from limbeck.recipe.card import Card, Tally, plus
 from limbeck.recipe.desk import STUDENT, Teachers
 from limbeck.recipe.document import Document
+from limbeck.recipe.dry import rehearsed
+from limbeck.recipe.output import write_rows
 from limbeck.recipe.resolve import Generation, describe, resolve_generation
 from limbeck.sources.files import content_sha256
-from limbeck.sources.generated import CARD, FAILED, PAGE, ROWS, Generated
-from limbeck.synth.rows import UNREADABLE, Row, row_of, to_json
+from limbeck.sources.generated import CARD, PAGE, ROWS, Generated
+from limbeck.synth.rows import Row, row_of
 from limbeck.synth.step import Desk, asks_of, files_of, reads_of, through
-from limbeck.teachers.probe import remembered
-from limbeck.teachers.wire import written_out
 
 log = logging.getLogger(__name__)
-SHOWN_PROMPTS = 3
 
 
 def generate(document: Document) -> list[Card]:
@@ -75,7 +71,7 @@ def fingerprint(job: Generation, source: Generated, data: str | None) -> str:
     files = sorted({home(job) / f for step in source.steps for f in files_of(step)})
     idle = ("holdout",) if data is None else ("holdout", "path")
     parts = {
-        "of": {name: value for name, value in describe(source.of).items() if name not in idle},
+        "of": _without(describe(source.of), idle),
         "data": data,
         "steps": [describe(step) for step in source.steps],
         "files": sorted(hashlib.sha256(_content(file)).hexdigest() for file in files),
@@ -85,12 +81,27 @@ def fingerprint(job: Generation, source: Generated, data: str | None) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
+def _without(source: Mapping[str, Any], idle: Sequence[str]) -> dict[str, Any]:
+    """A source as a recipe writes it, without fields that do not count in it or in its parts."""
+    kept = {name: value for name, value in source.items() if name not in idle}
+    if isinstance(parts := kept.get("of"), list):
+        kept["of"] = [_without(part, idle) for part in parts]
+    return kept
+
+
 def _data(source: Generated, card: Mapping[str, Any]) -> str | None:
     """Hash of the files that the rows begin with, or what the card says where they are gone."""
-    of = source.of
+    return _content_of(source.of) or card.get("data")
+
+
+def _content_of(of: Any) -> str | None:
+    """Hash of the files of a source, or of all its parts; None where there are none."""
+    if isinstance(parts := getattr(of, "of", None), tuple):
+        found = [_content_of(part) for part in parts]
+        named = [own or getattr(part, "path", None) for own, part in zip(found, parts, strict=True)]
+        return hashlib.sha256(json.dumps(named).encode()).hexdigest() if any(found) else None
     path = of.folder / ROWS if isinstance(of, Generated) else getattr(of, "path", None)
-    found = None if path is None else content_sha256(str(path))
-    return found or card.get("data")
+    return None if path is None else content_sha256(str(path))
 
 
 def home(job: Generation) -> Path:
@@ -156,17 +167,18 @@ def _make(job: Generation, source: Generated) -> Card:
             folder=home(job),
         )
         rows = through(source.steps, _first_rows(source, job.seed), desk)
-        _write(folder, rows, tally)
+        write_rows(folder, rows, tally)
         card = Card(
             fingerprint=mark,
             data=data,
             rows=tally.rows,
             failed=dict(tally.failures.most_common()),
-            counts={**desk.counts, **desk.figures},
+            counts=dict(desk.counts),
+            figures=desk.figures,
             tokens=tally.tokens,
             teachers=_facts(job, source, tally),
             columns=sorted(tally.columns),
-            usd=tally.usd,
+            usd=plus(tally.usd, teachers.read_usd),
             seconds=round(time.perf_counter() - began, 3),
             recipe={
                 "source": describe(source),
@@ -179,11 +191,21 @@ def _make(job: Generation, source: Generated) -> Card:
     return card
 
 
+def _whole(source: Any) -> Any:
+    """A source, or several, with nothing held out.
+
+    Nobody is evaluated on what steps begin with: it is the rows made that are held out.
+    """
+    if hasattr(source, "holdout"):
+        return replace(source, holdout=0)
+    if isinstance(parts := getattr(source, "of", None), tuple):
+        return replace(source, of=tuple(map(_whole, parts)))
+    return source
+
+
 def _first_rows(source: Generated, seed: int) -> Iterator[Row]:
     """The rows of `of`, all once and in their order."""
-    of = source.of
-    if hasattr(of, "holdout"):  # nobody is evaluated on them: it is the rows made that are held out
-        of = replace(of, holdout=0)
+    of = _whole(source.of)
     samples = getattr(of.open(seed), "training", None)
     if samples is None:
         raise RecipeError("source.of", f"{of.kind} has no end, so steps cannot go over it")
@@ -194,42 +216,6 @@ def _first_rows(source: Generated, seed: int) -> Iterator[Row]:
             raise DataError(f"two rows have the id {row.id!r}; give each its own, or none")
         seen.add(row.id)
         yield row
-
-
-def _write(folder: Path, rows: Iterable[Row], tally: Tally) -> None:
-    """Rows and failures as they come, aside; they get their names when all are there."""
-    failed: list[str] = []
-    aside = folder / f".{ROWS}.tmp"
-    with aside.open("w", encoding="utf-8") as good:
-        for row in rows:
-            if row.failure is None and not row.readable:
-                row = row.failed(UNREADABLE)
-            values = to_json(row)
-            tally.add(row, values)
-            # In ASCII: UTF-8 cannot write half a character.
-            line = json.dumps(values, allow_nan=False) + "\n"
-            if row.failure is None:
-                good.write(line)
-            else:
-                failed.append(line)
-    # When a failure comes out depends on how far a writer has read ahead.
-    write_text(folder / FAILED, "".join(sorted(failed)))
-    aside.replace(folder / ROWS)
-    _parquet(folder)
-
-
-def _parquet(folder: Path) -> None:
-    """The same rows for those who like columns; nothing where there is no row."""
-    import pyarrow
-    import pyarrow.json
-    import pyarrow.parquet
-
-    if (folder / ROWS).stat().st_size:
-        try:
-            table = pyarrow.json.read_json(folder / ROWS)
-        except pyarrow.ArrowInvalid:  # a column of several types has no place in a table
-            return
-        pyarrow.parquet.write_table(table, folder / "rows.parquet")
 
 
 def _facts(job: Generation, source: Generated, tally: Tally) -> dict[str, Any]:
@@ -251,101 +237,29 @@ def _facts(job: Generation, source: Generated, tally: Tally) -> dict[str, Any]:
     return facts
 
 
-@dataclass
-class Asked:
-    """What a dry run saw: the first prompts, and bounds of tokens."""
-
-    teacher: str
-    sampling: Sampling
-    n: int
-    questions: int = 0
-    prompt_tokens: int = 0
-    worst_usd: float | None = 0.0
-    first: tuple[Question, ...] = ()
-
-
-class DryWriter:
-    """Counts what it would be asked, and answers nothing.
-
-    Args:
-        name: of the teacher.
-        spec: its specification; one that is no server costs nothing.
-        seen: where what is asked is noted.
-    """
-
-    def __init__(self, name: str, spec: Any, seen: list[Asked]) -> None:
-        self.name, self.seen = name, seen
-        self.price, self.extra, self.together = TokenPrice(input=0.0, output=0.0), (), True
-        if isinstance(spec, ServerTeacher):
-            known = remembered(spec)
-            self.price, self.extra = spec.price, written_out(spec.extra)
-            self.together = known is not None and known.n
-
-    def answers(
-        self, questions: Iterable[Question], sampling: Sampling, n: int = 1
-    ) -> Iterator[Sequence[Reply]]:
-        """n failures for each question."""
-        asked = Asked(self.name, sampling, n)
-        self.seen.append(asked)
-        requests, answers = (1, n) if self.together else (n, 1)
-        for question in questions:
-            asked.questions += 1
-            texts = [turn.text for turn in question.prompt]
-            tokens = prompt_tokens_upper([*texts, question.prefix, *self.extra])
-            asked.prompt_tokens += requests * tokens
-            worst = worst_case_usd(self.price, tokens, sampling.max_tokens, answers)
-            known = asked.worst_usd is not None and worst is not None
-            more = requests * (worst or 0.0)
-            asked.worst_usd = (asked.worst_usd or 0.0) + more if known else None
-            if len(asked.first) < SHOWN_PROMPTS:
-                asked.first += (question,)
-            yield [Reply(question=question.id, index=k, failure="dry run") for k in range(n)]
-
-
 def dry_run(document: Document) -> str:
-    """The first prompts as they would be sent, and the most that asking all could cost.
+    """The first prompts as they would be sent, and the most that they could cost.
 
-    Nothing is sent and nothing is written. What a later step asks depends on answers, so only the
-    first that asks is shown.
+    Nothing is sent, no teacher reads, no model is loaded, and nothing is written. See
+    `recipe.dry` for what is told of steps whose questions depend on answers.
+
+    Raises:
+        RecipeError: a step or a teacher cannot work as it is written.
     """
     job = resolve_generation(document)
     lines: list[str] = []
     for source in generated_in(job.source):
-        seen: list[Asked] = []
-
-        def writer(name: str, seen: list[Asked] = seen) -> DryWriter:
-            return DryWriter(name, job.teachers.get(name), seen)
-
-        with ExitStack() as stack:
-            teachers = Teachers(job.teachers, job.student, source.folder, job.seed, stack)
-            desk = Desk(seed=job.seed, writer=writer, reader=teachers.reader, folder=home(job))
-            if isinstance(source.of, Generated):
-                lines.append(f"{source.path}: begins with rows that {source.of.path} is to have")
-                continue
-            for _ in through(source.steps, _first_rows(source, job.seed), desk):
-                pass
-        lines += _told(source, [asked for asked in seen if asked.questions])
+        unmade = [one.path for one in generated_in(source.of) if not (one.folder / CARD).exists()]
+        if unmade:
+            lines.append(f"{source.path}: begins with rows that {unmade[-1]} is to have")
+            continue
+        rows = _first_rows(source, job.seed)
+        teachers = Teachers(job.teachers, job.student, source.folder, job.seed, ExitStack())
+        try:
+            told = rehearsed(
+                source.steps, rows, seed=job.seed, folder=home(job), spec_of=teachers.spec
+            )
+        except RecipeError as error:
+            raise document.error(error.field, error.reason) from None
+        lines += [f"{source.path}:", *told]
     return "\n".join(lines)
-
-
-def _told(source: Generated, seen: Sequence[Asked]) -> list[str]:
-    lines = [f"{source.path}:"]
-    for asked in seen[:1]:
-        for question in asked.first:
-            lines.append(f"--- {asked.teacher}, {question.id}")
-            lines += [f"[{turn.role or 'text'}] {turn.text}" for turn in question.prompt]
-        sampling = asked.sampling
-        lines += [
-            "---",
-            f"{asked.questions:,} questions, {asked.n} answers each, temperature"
-            f" {sampling.temperature:g}, at most {sampling.max_tokens:,} tokens an answer",
-            f"at most {asked.prompt_tokens:,} prompt tokens and"
-            f" {asked.questions * asked.n * sampling.max_tokens:,} answer tokens: at most"
-            f" {dollars(asked.worst_usd)}",
-        ]
-    later = [step.kind for step in source.steps if asks_of(step)][1:]
-    if later:
-        lines.append(f"further steps that ask: {', '.join(later)}; what depends on the answers")
-    if not seen:
-        lines.append("no step asks a teacher")
-    return lines

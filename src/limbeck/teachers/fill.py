@@ -1,8 +1,10 @@
 """Making a cache: the teacher reads every training sample once, and what is kept goes to disk."""
 
 import json
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -120,8 +122,12 @@ class Filling:
 
     def _note(self, shard: int, dropped: int) -> None:
         """Append what was dropped; a line is short enough that two writers do not mix theirs."""
-        with (self.path / NOTES).open("a") as file:
-            file.write(json.dumps({"shard": shard, "dropped": dropped}) + "\n")
+        line = json.dumps({"shard": shard, "dropped": dropped}) + "\n"
+        with (self.path / NOTES).open("ab+") as file:
+            if file.tell():  # a line that was cut, as by a full disk, is left alone
+                file.seek(-1, os.SEEK_END)
+                line = line if file.read() == b"\n" else "\n" + line
+            file.write(line.encode())
 
     def _look(self, signals: Signals, luck: Sequence[torch.Tensor | None]) -> Arrays:
         """What is kept of a batch; only a chunk of its logits exists at a time."""
@@ -152,9 +158,17 @@ def batches(encodings: Sequence[Encoding]) -> list[list[Encoding]]:
 
 
 def dropped(path: Path) -> int:
-    """How many rows of a cache are not numbers; of a shard that was made twice the last counts."""
+    """How many rows of a cache are not numbers; of a shard that was made twice the last counts.
+
+    A line that was cut says nothing.
+    """
     try:
-        lines = [json.loads(line) for line in (path / NOTES).read_text().splitlines()]
+        lines = (path / NOTES).read_bytes().splitlines()
     except FileNotFoundError:
         return 0
-    return sum({line["shard"]: int(line["dropped"]) for line in lines}.values())
+    counts: dict[int, int] = {}
+    for line in lines:
+        with suppress(ValueError):
+            note: dict[str, int] = json.loads(line)
+            counts[note["shard"]] = note["dropped"]
+    return sum(counts.values())

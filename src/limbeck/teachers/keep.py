@@ -48,7 +48,7 @@ class Keeper(ABC):
         temperature: divides the logits of `Draws` and `TopK`.
         columns: v of the teacher's logits.
         width: d of the hidden state; only `Hidden` has to know it.
-        dtype: of stored floats.
+        dtype: of stored floats; each sample says its own when it is read.
     """
 
     k: int
@@ -256,13 +256,17 @@ KEEPERS: dict[str, type[Keeper]] = {
 
 
 def keeper(spec: CachedTeacher, columns: int, width: int | None, dtype: FloatName) -> Keeper:
-    """What a cache keeps, for a teacher of these sizes whose numbers are of `dtype`."""
+    """What a cache keeps, for a teacher of these sizes whose numbers are of `dtype`.
+
+    Log-probabilities are computed in float32 whatever the teacher computes in, and are kept so.
+    """
+    own: FloatName = "float32" if spec.keep == "chosen" else dtype
     return KEEPERS[spec.keep](
         k=spec.k,
         temperature=spec.temperature,
         columns=columns,
         width=width,
-        dtype=dtype if spec.dtype == "auto" else spec.dtype,
+        dtype=own if spec.dtype == "auto" else spec.dtype,
     )
 
 

@@ -16,10 +16,11 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from limbeck.core.errors import LimbeckError, ServerError
-from limbeck.core.exchange import Scored
+from limbeck.core.exchange import Reply, Scored
 from limbeck.core.specs import ServerTeacher
 from limbeck.core.types import Encoding, Needs, Sample, Signals, Turn, View
 from limbeck.ledger.keys import answer_key
+from limbeck.ledger.money import cost_usd
 from limbeck.losses.sparse import Sparse
 from limbeck.models.encode import Encoder
 from limbeck.models.facts import vocabulary_fingerprint
@@ -143,11 +144,22 @@ class ServerReader:
         """What the account has spent; None where a price is not known."""
         return self._server.spent_usd
 
+    @property
+    def read_usd(self) -> float | None:
+        """What the texts cost that were read here, also those that an earlier run paid for; None
+        where a price is not known."""
+        return self._server.read_usd
+
 
 class _Reading(Server):
     """A server that is asked about texts, with the same ledger, pace and patience."""
 
     form: Form | None = None
+
+    def __init__(self, spec: ServerTeacher, *, display: bool) -> None:
+        super().__init__(spec, display=display)
+        self.read_usd: float | None = 0.0
+        self._counted = set[int]()
 
     def lines(self, texts: Sequence[Sequence[int]], k: int) -> list[Line]:
         """What is said of each text, in order."""
@@ -209,14 +221,18 @@ class _Reading(Server):
         asked = _asked(self.spec, text, k, form)
         key = self._key_of(asked)
         async with self._alone(key):
-            line = self._known(key)
-            if line is None:
+            known = self._known(key)
+            if known is not None:
+                line, usd = known.scores or (), known.usd
+            else:
                 heard = await self._persistently(asked, [key], 1, scored=False)
                 if isinstance(heard, str):
                     raise ServerError(f"{self.spec.url} did not read a text: {heard}")
                 if not heard.choices:
                     raise Refused(200, "its answer does not have them")
                 line = heard.choices[0].scores or ()
+                usd = cost_usd(self.spec.price, heard.prompt_tokens, heard.completion_tokens)
+        self._count(key, usd)
         if len(line) != len(text) - 1 or any(
             score.text not in ("", str(token)) for score, token in zip(line, text[1:], strict=True)
         ):
@@ -229,9 +245,17 @@ class _Reading(Server):
     def _key_of(self, asked: Mapping[str, Any]) -> str:
         return answer_key(self.spec.url, self.spec.model, {**asked, "api": "read"}, 0)
 
-    def _known(self, key: str) -> Line | None:
+    def _known(self, key: str) -> Reply | None:
         found = self._ledger.known([key])
-        return reply_of(found[key], "").scores if key in found else None
+        return reply_of(found[key], "") if key in found else None
+
+    def _count(self, key: str, usd: float | None) -> None:
+        """Add what a text cost, the first time."""
+        if (mark := hash(key)) in self._counted:
+            return
+        self._counted.add(mark)
+        if self.read_usd is not None:
+            self.read_usd = None if usd is None else self.read_usd + usd
 
     async def _sent(self, asked: dict[str, Any], n: int, *, scored: bool) -> Heard:
         del n, scored
