@@ -5,7 +5,7 @@ from fakes import FakeWriter, cut, good, prompt, row, run_step
 
 from limbeck.core.errors import RecipeError
 from limbeck.synth.adaptive import Adaptive
-from limbeck.synth.rows import to_json
+from limbeck.synth.rows import NO_PROMPT, to_json
 from limbeck.synth.step import asks_of, reads_of
 
 LONG, SHORT = "First 2 + 3 = 5. Then 5 + 1 = 6. So it is 6.", "2 + 3 + 1 = 6. So it is 6."
@@ -112,3 +112,18 @@ def test_other_ways_to_compare_answers():
     assert one.notes["direct_passes"] == 1
     with pytest.raises(RecipeError, match="goes with `match: regex`"):
         step(match="regex")
+
+
+def test_an_answer_may_stand_between_braces():
+    """As mathematics is written; only {answer} is a place."""
+    one = step(decide="never", answer=r"So \boxed{{answer}}, {0} or {x}.")
+    (found,) = good(run_step(one, traces())[0])
+    assert found.completion == r"<direct> So \boxed{6}, {0} or {x}."
+
+
+def test_a_text_without_a_prompt_is_no_question():
+    rows = [row("a", SHORT, answer="6", prompt=()), row("b", SHORT, answer="6")]
+    both = student(" 6.", " 6.")
+    found, _ = run_step(step(), rows, both)
+    assert [one.failure for one in found] == [NO_PROMPT, None]
+    assert len(both["student"].questions) == 1

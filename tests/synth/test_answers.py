@@ -11,7 +11,7 @@ from limbeck.core.text import is_whole
 from limbeck.core.types import Turn
 from limbeck.synth.answers import Answers
 from limbeck.synth.distribution import Distribution, coverage, entropy, normal
-from limbeck.synth.rows import UNREADABLE, Row
+from limbeck.synth.rows import NO_PROMPT, UNREADABLE, Row
 from limbeck.synth.step import Desk, through
 
 
@@ -123,3 +123,18 @@ def test_what_no_tokenizer_can_read_gets_no_further_than_the_step_that_wrote_it(
         "r2": UNREADABLE,
         "r3#0": None,
     }
+
+
+def test_a_text_without_a_prompt_is_not_asked_about():
+    """Noise would come, or an error of a model that was given no token."""
+    writer = FakeWriter(lambda question, index: "noise")
+    text = Row(id="t", prompt=(), completion="Tom has 7 apples.")
+    empty = Row(id="e", prompt=(Turn(text=""),))
+    found, _ = run([Answers(teacher="t", system="You are kind.")], [text, empty], writer)
+    assert [(row.id, row.failure) for row in found] == [("t", NO_PROMPT), ("e", NO_PROMPT)]
+    assert not writer.questions
+
+
+def test_words_keep_the_marks_of_their_vowels():
+    assert normal("\u092c\u093e\u0932", "words") != normal("\u092c\u093f\u0932", "words")
+    assert normal("\uff21 b", "words") == normal("a, B", "words")

@@ -138,6 +138,8 @@ def test_hidden_states_serve_as_features_too(tiny_teacher, tmp_path):
     samples = [Sample(id=w, turns=(Turn(text=w),)) for w in words]
     features = hidden_features(model, samples)
     assert features.shape == (3, 16)
+    talk = (Turn(text="Be kind.", role="system"), Turn(text=words[0], role="user"))
+    assert hidden_features(model, [Sample(id="talk", turns=talk)]).shape == (1, 16)
     ids = torch.tensor([model.encode(samples[1]).ids])
     with torch.no_grad():
         whole = model.module.model(input_ids=ids, output_hidden_states=True).hidden_states

@@ -120,3 +120,12 @@ def test_the_missing_package_is_named(monkeypatch):
     with pytest.raises(RecipeError, match=r"pip install 'limbeck\[synth\]'"):
         Distinct()
     assert Distinct(prefer="shortest").cap is None
+
+
+def test_words_that_differ_by_their_vowels_are_different():
+    rows = [
+        row("p#0", "\u092c\u093e\u0932", group="p"),
+        row("p#1", "\u092c\u093f\u0932", group="p"),
+    ]
+    found, _ = run_step(Distinct(by="words", prefer="first"), rows)
+    assert good(found) == found

@@ -289,3 +289,13 @@ def test_fields_that_do_not_go_together():
         Divergence(teacher="big", best=1, keep=0.5)
     assert step().reads == ("big", "student")
     assert asks_of(step()) == ()
+
+
+def test_a_share_that_is_a_whole_number_of_rows_is_not_rounded_up():
+    """0.55 * 100 is a bit more than 55 in binary numbers."""
+    reader = FakeReader(list, lambda text, start, end: -1.0)
+    rows = [row(str(k), f"answer {k}.") for k in range(100)]
+    both = {"big": reader, "student": reader}
+    for keep, count in ((0.55, 55), (0.07, 7), (0.551, 56), (1.0, 100)):
+        found, _ = run_step(Divergence(teacher="big", keep=keep), rows, readers=both)
+        assert len(good(found)) == count

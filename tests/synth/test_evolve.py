@@ -14,6 +14,7 @@ from limbeck.recipe.document import Document
 from limbeck.recipe.resolve import resolve_generation
 from limbeck.synth.elimination import bad_answer, bad_evolution
 from limbeck.synth.evolve import WAYS, Evolve
+from limbeck.synth.grouped import grouped
 from limbeck.synth.template import ours
 
 TEXTS = ["Name three rivers.", "Explain why leaves turn yellow.", "Sort 5, 3 and 9."]
@@ -307,3 +308,21 @@ def test_a_long_answer_may_be_sorry():
     assert bad_answer(text, 80) is None
     assert bad_answer("Sorry about your cat.", 80) is not None
     assert bad_answer("Sorry about your cat.", 4) is None
+
+
+def test_a_phrase_may_stay_whatever_its_capitals():
+    many = [row("r", prompt=prompt("Explain Given Context."))]
+    step = Evolve(teacher="api", rounds=1, copied=("Given Context",))
+    made, _ = run_step(step, many, {"api": FakeWriter(diligent)})
+    assert good(made) == made
+
+
+def test_rows_of_a_group_stay_together():
+    """A step that takes groups would refuse them, after everything was paid."""
+    many = [*rows(2, group="p"), *(row(f"s{k}", prompt=prompt(TEXTS[2])) for k in range(2))]
+    made, _ = run_step(Evolve(teacher="api", rounds=2), many, {"api": FakeWriter(diligent)})
+    assert [one.id for one in made] == [
+        *("r0", "r1", "r0~1", "r0~2", "r1~1", "r1~2"),
+        *("s0", "s0~1", "s0~2", "s1", "s1~1", "s1~2"),
+    ]
+    assert [len(group) for group in grouped(made)] == [2] + [1] * 10

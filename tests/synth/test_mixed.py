@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from limbeck.core.random import stream
 from limbeck.core.types import Turn
 from limbeck.synth.mixed import Mixed, cut_place
+from limbeck.synth.rows import NO_PROMPT
 
 KNOWN = "one two three four five six seven"  # 33 characters
 LONG = cut("and so it goes on and on and on and on and on for ever")
@@ -161,3 +162,29 @@ def test_places_are_drawn_evenly():
     for seed in range(400):
         counts[cut_place(text, 0.5, torch.Generator().manual_seed(seed))] += 1
     assert abs(counts[8] - 200) < 40  # four standard deviations
+
+
+def test_a_beginning_that_failed_comes_out_beside_the_rows_that_are_kept():
+    """Only an answer that the student ended needs no mixed one."""
+    rows = [row("a", KNOWN), row("b"), row("c", KNOWN), row("d", KNOWN), row("e", KNOWN, prompt=())]
+    said = {"a": broken("time-out"), "b": LONG, "c": cut("x" * 60), "d": "short."}
+    found, _ = run_step(step(), rows, both := writers(lambda q, k: said[q.id]))
+    assert [one for one in found if not one.id.endswith("/mixed")] == rows
+    assert {one.id: one.failure for one in found if one.id.endswith("/mixed")} == {
+        "a/mixed": "student gave no answer: time-out",
+        "b/mixed": "there is no known answer that says how long one may be",
+        "c/mixed": "what the student wrote has no place between words to cut it at",
+        "e/mixed": NO_PROMPT,
+    }
+    assert len(both["student"].questions) == 4
+
+
+def test_text_without_spaces_is_cut_between_its_characters():
+    chinese = "\u9996\u5148\u6211\u4eec\u8ba1\u7b97\u82f9\u679c\u7684\u6570\u91cf" * 5
+    rows = [row("a", chinese)]
+    found, desk = run_step(step(keep=False), rows, writers(lambda q, k: cut(chinese * 2)))
+    assert [one.failure for one in found if one.id == "a/mixed"] == [None]
+    assert desk.counts["mixed answers"] == 1
+    thai = "\u0e01\u0e34\u0e19\u0e19\u0e49\u0e33"
+    places = {cut_place(thai, 0.0, torch.Generator().manual_seed(k)) for k in range(60)}
+    assert places == {2, 3, 5}  # before a letter, and never between it and its marks

@@ -4,7 +4,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from limbeck.synth.parsing import blocks, numbered
+from limbeck.core.exchange import Reply
+from limbeck.synth.parsing import blocks, numbered, spoken
 
 LINES = st.text(st.characters(codec="utf-8", exclude_characters="\n\r"), min_size=1).map(str.strip)
 LINES = LINES.filter(bool).filter(lambda text: "\n" not in text and text == text.strip())
@@ -105,3 +106,26 @@ def test_what_are_no_blocks(reply):
 def test_any_text_is_whole_blocks_or_none(text):
     found = blocks(text, ["Q", "A"])
     assert found is None or all(len(pair) == 2 and all(pair) for pair in found)
+
+
+@pytest.mark.parametrize(
+    ("text", "behind", "whole"),
+    [
+        ("<think>\n1. first idea\n</think>\n1. Name a river.", "1. Name a river.", True),
+        ("first idea </think> Yes.", "Yes.", True),  # where the template has written the beginning
+        ("<think>a</think><think>b</think>c", "c", True),
+        ("<think>\nIt goes on", "", False),
+        ("<think>done</think>\n", "", True),
+        ("What is <think> for?", "What is <think> for?", True),
+        ("Yes. ", "Yes. ", True),
+    ],
+)
+def test_what_is_said_stands_behind_the_reasoning(text, behind, whole):
+    said = spoken(Reply(question="", index=0, text=text, finish="stop"))
+    assert (said.text, said.whole) == (behind, whole)
+
+
+def test_reasoning_that_was_cut_is_no_beginning_of_an_answer():
+    assert spoken(Reply(question="", index=0, text="<think>\n1. A", finish="length")).text == ""
+    failed = Reply(question="", index=0, failure="time-out")
+    assert spoken(failed) is failed

@@ -1,5 +1,7 @@
 """Where sentences end."""
 
+import time
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -63,3 +65,12 @@ def test_it_finds_the_sentences(parts):
 def test_white_space_at_both_ends_belongs_to_a_sentence():
     assert texts("\n\n One.\n Two. \n ") == ["\n\n One.\n ", "Two. \n "]
     assert texts(" \n ") == [" \n "]
+
+
+@pytest.mark.parametrize("one", [".", "!", " ", "\n ", ".\n", '."', "! ", ". a", "("])
+def test_a_long_run_takes_no_longer_than_its_length(one):
+    """A text of 100,000 marks took minutes."""
+    text = "a" + one * 50_000 + "b"
+    began = time.process_time()
+    assert "".join(texts(text)) == text
+    assert time.process_time() - began < 2

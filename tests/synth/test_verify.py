@@ -1,9 +1,11 @@
 """Rows that are right go on; the others say why not."""
 
 import pytest
-from fakes import good, prompt, row, run_step
+from fakes import FakeWriter, good, prompt, row, run_step
 
 from limbeck.core.errors import RecipeError
+from limbeck.synth.hint import Hint
+from limbeck.synth.revise import Revise
 from limbeck.synth.verify import WINDOW, Verify
 
 ASKED = prompt("Which?\n(a) park\n(b) gravity\n")
@@ -126,3 +128,29 @@ def test_mathematics_that_never_ends_fails_one_row_alone():
 def test_a_pattern_goes_with_regex_alone(fields):
     with pytest.raises(RecipeError, match="pattern"):
         Verify(**fields)
+
+
+def test_a_revised_answer_is_counted_as_one_that_was_not_verified():
+    first, _ = run_step(Verify(keep="all"), [made("1", "It is 41.", "42")])
+    writer = FakeWriter(lambda *_: "It is 42.")
+    told = [one.noted(critique="wrong") for one in first]
+    revised, _ = run_step(Revise(by="t"), told, {"t": writer})
+    assert (revised[0].notes["verdict"], revised[0].notes["said"]) == (None, None)
+    with pytest.raises(RecipeError, match="needs verdicts"):
+        run_step(Hint(teacher="t"), revised, {"t": writer})
+    found, desk = run_step(Verify(), revised)
+    assert good(found) == found
+    assert desk.counts == {"answers that are right": 1}
+
+
+def test_a_known_answer_that_cannot_be_compared_makes_no_text_wrong():
+    """Else `hint` would pay for each of them again."""
+    rows = [made("1", "It is Paris, of 2 million.", "Paris"), made("2", "18", "18")]
+    found, desk = run_step(Verify(keep="all"), rows)
+    assert [one.failure for one in found] == [
+        "the known answer 'Paris' has no number; choose another `match` than last_number",
+        None,
+    ]
+    assert "verdict" not in found[0].notes
+    assert desk.counts == {"answers that are right": 1}
+    assert good(run_step(Verify(match="exact"), [made("1", "Paris", "Paris")])[0])

@@ -53,3 +53,27 @@ def test_the_numbers_are_the_same_in_every_process():
 def test_order_counts():
     assert set(runs(["a", "b"], 2)).isdisjoint(runs(["b", "a"], 2))
     assert not len(runs(["a", "b"], 3))
+
+
+def test_marks_belong_to_the_letters_that_they_stand_on():
+    """Vowels of Hindi, Bengali, Tamil, Hebrew and Arabic are marks, not letters."""
+    for text in (
+        "\u0928\u093f\u092e\u094d\u0928\u0932\u093f\u0916\u093f\u0924 \u092e\u0947\u0902",
+        "\u09ac\u09be\u0982\u09b2\u09be \u09ad\u09be\u09b7\u09be",
+        "\u0ba4\u0bae\u0bbf\u0bb4\u0bcd \u0bae\u0bca\u0bb4\u0bbf",
+        "\u05e9\u05b8\u05c1\u05dc\u05d5\u05b9\u05dd \u05e2\u05b2\u05dc\u05b5\u05d9",
+        "\u0643\u064e\u062a\u064e\u0628\u064e \u062f\u064e\u0631\u0652\u0633",
+    ):
+        found = words(f"\u00ab{text}!\u00bb")
+        assert len(found) == 2
+        assert [unicodedata.normalize("NFC", word) for word in found] == [
+            unicodedata.normalize("NFKC", word) for word in text.split()
+        ]
+    assert words("\u0915\u093e\u0932\u093e") != words("\u0915\u0940\u0932")
+    assert words("\u2764\ufe0f \u0301") == []  # a mark on no letter is no word
+
+
+def test_each_character_of_thai_is_a_word_with_its_marks():
+    """It has no spaces between words, so that a sentence would be one."""
+    found = words("\u0e01\u0e34\u0e19\u0e19\u0e49\u0e33")
+    assert found == ["\u0e01\u0e34", "\u0e19", "\u0e19\u0e49\u0e4d", "\u0e32"]

@@ -181,6 +181,24 @@ def test_log_probabilities_of_both_apis():
     assert heard.choices[0].scores[0].top == (("a", -1.0), ("b", -2.0))
 
 
+@pytest.mark.parametrize(
+    ("token", "raw", "text"),
+    [
+        ("\ufffd", [0xF0, 0x9F], r"bytes:\xf0\x9f"),
+        (r"bytes:\xf0", [0xF0], r"bytes:\xf0"),
+        ("a", [97], "a"),
+        ("a", None, "a"),
+        ("a", [300], "a"),
+        ("a", "x", "a"),
+    ],
+)
+def test_a_part_of_a_character_is_named_by_its_bytes(token, raw, text):
+    entry = {"token": token, "logprob": -0.5, "bytes": raw}
+    told = choice(logprobs={"content": [{**entry, "top_logprobs": [entry]}]})
+    (score,) = read_response(body(told), "chat", 1, scored=True).choices[0].scores
+    assert (score.text, score.top) == (text, ((text, -0.5),))
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("-inf"), 0.5, None, "x", True])
 def test_what_is_no_log_probability_is_not_believed(value):
     with pytest.raises(Again, match="log-probability"):

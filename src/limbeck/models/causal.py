@@ -261,9 +261,17 @@ class CausalModel:
             self.module.train(training)
 
     def token_text(self, token: int) -> str:
-        """What a token adds to a text; its name where it is a special one."""
+        """What a token adds to a text; its name where it is a special one.
+
+        Bytes that are a part of a character are written as servers do: `bytes:\\xf0\\x9f`.
+        """
         raw = self.encoder.table[token] if token < len(self.encoder.table) else None
-        return str(self.tokenizer.decode([token])) if raw is None else raw.decode(errors="replace")
+        if raw is None:
+            return str(self.tokenizer.decode([token]))
+        try:
+            return raw.decode()
+        except UnicodeDecodeError:
+            return "bytes:" + "".join(f"\\x{byte:02x}" for byte in raw)
 
     @property
     def end_tokens(self) -> list[int]:

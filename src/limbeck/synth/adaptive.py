@@ -11,7 +11,7 @@ from limbeck.core.registry import register
 from limbeck.core.types import Sampling
 from limbeck.evals.task import Match, Task
 from limbeck.synth.grouped import asked, grouped
-from limbeck.synth.rows import Row
+from limbeck.synth.rows import NO_PROMPT, Row
 from limbeck.synth.step import Desk
 
 
@@ -31,7 +31,8 @@ class Adaptive:
         match, pattern: how an answer is compared with the known one; as in the evaluation `task`.
         prefix: how a direct answer begins; the student goes on from it.
         answer: a direct answer of a row whose reasoning was not split off; `{answer}` is the known
-            one. Where it was (step `split`), what stands behind the reasoning is used.
+            one, and all else stays as it is. Where it was (step `split`), what stands behind the
+            reasoning is used.
         direct_tag, reason_tag: what stands before the text of both kinds of rows. Any text will do;
             models with a token for it, such as `<think>`, may have that.
         decide: `tries` as said above; `always` takes the trace of every prompt, and `never` the
@@ -71,6 +72,9 @@ class Adaptive:
         """One row of each group; the others have failed."""
         for group, replies in self._tried(grouped(rows), desk):
             answer = group[0].answer
+            if not group[0].question:
+                yield from (row.failed(NO_PROMPT) for row in group)
+                continue
             if answer is None:
                 yield from (row.failed("there is no known answer") for row in group)
                 continue
@@ -95,10 +99,11 @@ class Adaptive:
             max_tokens=self.max_tokens, temperature=self.temperature, seed=self.seed
         )
         questions = ((group, self._question(group[0])) for group in groups)
-        yield from asked(questions, desk.writer(self.student), sampling, self.tries)
+        writer = desk.writer(self.student)
+        yield from asked(questions, writer, sampling, self.tries, thoughts=True)
 
     def _question(self, row: Row) -> Question | None:
-        if row.answer is None:
+        if row.answer is None or not row.question:
             return None
         return Question(id=row.id, prompt=row.prompt, prefix=self.prefix)
 
@@ -119,7 +124,7 @@ class Adaptive:
             elif direct:
                 text = (row.completion or "").lstrip()
                 if row.rationale is None:
-                    text = self.answer.format(answer=row.answer)
+                    text = self.answer.replace("{answer}", row.answer or "")
                 row = replace(row, rationale=None, completion=self.direct_tag + text)
                 yield row.noted(reasoned=False)
             elif row.rationale is None:

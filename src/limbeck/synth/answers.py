@@ -10,7 +10,7 @@ from limbeck.core.exchange import Question, Reply
 from limbeck.core.registry import register
 from limbeck.core.types import Sampling, Turn
 from limbeck.synth.grouped import asked
-from limbeck.synth.rows import Row
+from limbeck.synth.rows import NO_PROMPT, Row
 from limbeck.synth.scoring import SCORES
 from limbeck.synth.step import Desk
 
@@ -62,13 +62,19 @@ class Answers:
             scores=0 if self.scores else None,
         )
         items = ((row, self._question(row)) for row in rows)
-        for row, replies in asked(items, desk.writer(self.teacher), sampling, self.n):
-            for reply in replies or ():
+        writer = desk.writer(self.teacher)
+        for row, replies in asked(items, writer, sampling, self.n, thoughts=True):
+            if replies is None:
+                yield row.failed(NO_PROMPT)
+                continue
+            for reply in replies:
                 yield self._answered(row, reply)
 
-    def _question(self, row: Row) -> Question:
+    def _question(self, row: Row) -> Question | None:
         prompt = row.prompt
-        if self.instruction is not None and prompt:
+        if not row.question:
+            return None
+        if self.instruction is not None:
             *before, last = prompt
             text = self.instruction.replace("{prompt}", last.text)
             prompt = (*before, replace(last, text=text))
@@ -85,6 +91,7 @@ class Answers:
             id=f"{row.id}#{reply.index}",
             completion=reply.text,
             rationale=None,
+            conversation=(),
             group=row.id if self.n > 1 else row.group,
         )
         drawn: dict[str, Any] = {"temperature": self.temperature, "top_p": self.top_p}

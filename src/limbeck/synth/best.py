@@ -144,7 +144,7 @@ class Better:
         assert self.teacher is not None
         sampling = draws(desk.seed, "better", temperature=0.0, max_tokens=self.answer_tokens)
         questions = (
-            (row, None if row.failure else Question(id=f"{row.id}/teacher", prompt=row.prompt))
+            (row, Question(id=f"{row.id}/teacher", prompt=row.prompt) if _open(row) else None)
             for row in rows
         )
         for row, replies in asked(questions, desk.writer(self.teacher), sampling):
@@ -165,6 +165,11 @@ class Better:
 
     def _made_by(self, row: Row, who: str, reply: Reply, temperature: float, part: str) -> Row:
         return row.made_by("better", who, reply, temperature=temperature, part=part)
+
+
+def _open(row: Row) -> bool:
+    """Whether a teacher can answer its prompt."""
+    return row.failure is None and bool(row.question)
 
 
 def _with_revision(row: Row) -> Contest:

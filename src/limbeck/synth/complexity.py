@@ -11,7 +11,7 @@ import math
 import re
 import zlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +22,9 @@ from numpy.typing import NDArray
 from limbeck.core.errors import DataError, LimbeckError, ModelError
 from limbeck.core.files import new_folder, write_json
 from limbeck.core.protocols import Reader
-from limbeck.core.types import Sample
+from limbeck.core.types import Sample, Turn
 from limbeck.synth.sentences import sentences
+from limbeck.synth.verdicts import plain
 
 Floats = NDArray[np.float64]
 Features = Callable[[Sequence[str]], Floats]
@@ -75,13 +76,14 @@ def hidden_features(reader: Reader, samples: Sequence[Sample], site: str = "-1")
 
     Args:
         reader: a model that offers `hidden`.
-        samples: of which the prompts are read.
+        samples: of which the prompts are read, as plain text: a chat template has no place for a
+            conversation of which the user's words are what is to be written.
         site: where in the network; see `core.types.Needs`.
     """
     found: list[Floats] = []
     for sample in samples:
-        turns = tuple(replace(turn, learn=True) for turn in sample.prompt)
-        view = reader.collate([reader.encode(replace(sample, turns=turns))])
+        text = Turn(text=plain(sample.prompt), learn=True)
+        view = reader.collate([reader.encode(Sample(id=sample.id, turns=(text,)))])
         with torch.no_grad():
             said = reader.read(view, frozenset({f"hidden:{site}"}))
         found.append(said.hidden[site].double().mean(0).cpu().numpy())

@@ -13,6 +13,7 @@ from limbeck.evals.arithmetic import equations
 from limbeck.synth.grouped import grouped
 from limbeck.synth.rows import Row
 from limbeck.synth.step import Desk
+from limbeck.synth.words import words
 
 By = Literal["equations", "text", "words"]
 Prefer = Literal["different", "shortest", "first"]
@@ -91,11 +92,7 @@ class Distinct:
         if self.by == "text":
             return row.text.strip()
         found = tuple(map(str, equations(row.text))) if self.by == "equations" else ()
-        return ("equations", *found) if found else _words(row.text)
-
-
-def _words(text: str) -> tuple[str, ...]:
-    return tuple("".join(c if c.isalnum() else " " for c in text.casefold()).split())
+        return ("equations", *found) if found else tuple(words(row.text))
 
 
 def _distance(a: str, b: str) -> int:

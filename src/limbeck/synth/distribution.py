@@ -11,6 +11,7 @@ from limbeck.evals.matching import last_number
 from limbeck.synth.grouped import grouped
 from limbeck.synth.rows import Row
 from limbeck.synth.step import Desk
+from limbeck.synth.words import words
 
 Normal = Literal["exact", "strip", "lower", "words", "last_number"]
 
@@ -72,8 +73,7 @@ def normal(text: str, how: Normal) -> object:
     if how == "lower":
         return text.strip().casefold()
     if how == "words":
-        letters = (c if c.isalnum() else " " for c in text.casefold())
-        return tuple("".join(letters).split())
+        return tuple(words(text))
     if how == "last_number":
         number = last_number(text)
         return text if number is None else number

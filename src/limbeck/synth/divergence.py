@@ -73,7 +73,8 @@ class Divergence:
         if self.keep is not None:
             every = list(found)
             good = sum(row.failure is None for row in every)
-            yield from self._chosen(every, math.ceil(self.keep * good), desk.seed)
+            count = math.ceil(self.keep * good - 1e-9)  # 0.55 * 100 is a bit above 55
+            yield from self._chosen(every, count, desk.seed)
         elif self.best is not None:
             for group in grouped(found):
                 yield from self._chosen(group, self.best, desk.seed)

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import groupby
 from typing import Annotated, Literal
 
 import torch
@@ -77,7 +78,8 @@ class Evolve:
         copied: phrases that it must not have, unless its parent has them.
         templates: files of the requests by way, each with a place {instruction}; and `same`, of the
             comparison, with {first}, {second}. Those that are not named are ours.
-        temperature, top_p, max_tokens: of the evolved instruction.
+        temperature, top_p, max_tokens: of the evolved instruction; `max_tokens` also of a
+            comparison, which may need some where the teacher reasons.
         answer_temperature, answer_max_tokens: of the answers.
 
     Source: Xu et al., "WizardLM" (arXiv 2304.12244): four rounds, five ways, and the elimination,
@@ -122,8 +124,12 @@ class Evolve:
             lines = self._answered_roots(lines, desk)
         for turn in range(1, self.rounds + 1):
             lines = self._round(lines, turn, texts, desk)
-        for line in lines:
-            yield from line.rows
+        # Rows of one group stay together, before all that came of them, which is of no group.
+        for _, line_of_group in groupby(lines, _group):
+            same = list(line_of_group)
+            yield from (line.rows[0] for line in same)
+            for line in same:
+                yield from line.rows[1:]
 
     def _round(
         self, lines: Iterator[Line], turn: int, texts: Mapping[str, str], desk: Desk
@@ -200,7 +206,7 @@ class Evolve:
             text,
             [instruction_of(row) for row in line.rows if row.failure is None],
             max_words=self.max_words,
-            copied=(*(p for p in self.copied if p not in last.text.casefold()), code),
+            copied=(*(p for p in self.copied if p.casefold() not in last.text.casefold()), code),
         )
         return child if fault is None else child.failed(fault)
 
@@ -220,14 +226,14 @@ class Evolve:
                 prompt = verdicts.framed(asks, child.prompt)
                 yield (line, child), Question(id=name, prompt=prompt)
 
-        sampling = draws(desk.seed, "evolve/same", temperature=0.0, max_tokens=8)
+        sampling = draws(desk.seed, "evolve/same", temperature=0.0, max_tokens=self.max_tokens)
         for (line, child), replies in asked(requests(), desk.writer(self.teacher), sampling):
             if child is not None and replies is not None:
                 child = child.made_by("evolve", self.teacher, replies[0], part="same")
-                said = replies[0].text.strip().rstrip(".") if replies[0].whole else ""
-                if said == "EQUAL":
+                said = replies[0].text.strip(" \n.*").casefold() if replies[0].whole else ""
+                if said == "equal":
                     child = child.failed(f"{self.teacher} calls it equal to its parent")
-                elif said != "DIFFERENT":
+                elif said != "different":
                     desk.counts["unparsable comparisons"] += 1
                     child = child.failed(f"{self.teacher} did not say whether it differs")
             yield line, child
@@ -266,6 +272,11 @@ class Evolve:
                 fault = why_not(reply, self.teacher) or bad_answer(reply.text, self.sorry_words)
                 row = row if fault is None else row.failed(fault)
             yield line, row
+
+
+def _group(line: Line) -> tuple[str | None, str]:
+    root = line.rows[0]
+    return root.group, "" if root.group else root.id
 
 
 def instruction_of(row: Row) -> str:

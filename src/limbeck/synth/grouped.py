@@ -7,6 +7,7 @@ from typing import TypeVar
 from limbeck.core.errors import DataError
 from limbeck.core.exchange import Question, Reply, Writer
 from limbeck.core.types import Sampling
+from limbeck.synth.parsing import spoken
 from limbeck.synth.rows import Row
 
 Item = TypeVar("Item")
@@ -39,11 +40,23 @@ def grouped(rows: Iterable[Row]) -> Iterator[list[Row]]:
 
 
 def asked(
-    items: Iterable[tuple[Item, Question | None]], writer: Writer, sampling: Sampling, n: int = 1
+    items: Iterable[tuple[Item, Question | None]],
+    writer: Writer,
+    sampling: Sampling,
+    n: int = 1,
+    *,
+    thoughts: bool = False,
 ) -> Iterator[tuple[Item, Sequence[Reply] | None]]:
     """Each item with the replies to its question, in order; None where it has no question.
 
     Items are taken as the writer takes questions, so that it may work on many at a time.
+
+    Args:
+        items: what is asked about, with its question.
+        writer: who answers.
+        sampling: how replies are drawn.
+        n: replies to each question.
+        thoughts: whether reasoning stays in the replies, for who trains on it; see `spoken`.
     """
     waiting: deque[tuple[Item, bool]] = deque()
 
@@ -56,6 +69,6 @@ def asked(
     for replies in writer.answers(questions(), sampling, n):
         while not waiting[0][1]:
             yield waiting.popleft()[0], None
-        yield waiting.popleft()[0], replies
+        yield waiting.popleft()[0], replies if thoughts else [spoken(one) for one in replies]
     for item, _ in waiting:  # behind the last question
         yield item, None

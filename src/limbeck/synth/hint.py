@@ -56,7 +56,7 @@ class Hint:
             max_tokens=self.max_tokens, temperature=self.temperature, seed=desk.seed
         )
         items = ((group, self._question(group)) for group in grouped(rows))
-        for group, replies in asked(items, desk.writer(self.teacher), sampling):
+        for group, replies in asked(items, desk.writer(self.teacher), sampling, thoughts=True):
             for row in group:
                 verdict = row.notes["verdict"]
                 yield row if verdict == "right" else row.failed(f"the answer is {verdict}")
@@ -65,7 +65,7 @@ class Hint:
                 yield self._made(group[0], replies[0])
 
     def _question(self, group: Sequence[Row]) -> Question | None:
-        if any("verdict" not in row.notes for row in group):
+        if any(row.notes.get("verdict") is None for row in group):
             raise RecipeError(
                 "steps", "hint needs verdicts: put {kind: verify, keep: all} before it"
             )

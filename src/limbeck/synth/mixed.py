@@ -1,5 +1,6 @@
 """Step `mixed`: the teacher goes on from where the student got lost."""
 
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Literal
@@ -12,11 +13,17 @@ from limbeck.core.random import stream
 from limbeck.core.registry import register
 from limbeck.core.types import Sampling, Turn
 from limbeck.synth.grouped import asked, grouped
-from limbeck.synth.rows import Row
+from limbeck.synth.rows import NO_PROMPT, Row
 from limbeck.synth.step import Desk
+from limbeck.synth.words import UNSPACED
+
+ENDED = "the student ended its answer"
+"""Why there is no new row where none is needed."""
 
 Positive = Annotated[int, Field(gt=0)]
 Temperature = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+_PLACE = re.compile(rf"(?<=\S)(?=\s|{UNSPACED})")
 
 
 @register("step", "mixed")
@@ -71,7 +78,8 @@ class Mixed:
             max_tokens=self.max_tokens, temperature=self.temperature, seed=self.seed
         )
         questions = (((group, new), _question(new)) for group, new in begun)
-        for (group, new), replies in asked(questions, desk.writer(self.teacher), sampling):
+        writer = desk.writer(self.teacher)
+        for (group, new), replies in asked(questions, writer, sampling, thoughts=True):
             kept = (
                 row if self.keep else row.failed("mixed answers alone are kept") for row in group
             )
@@ -80,7 +88,7 @@ class Mixed:
                 new = self._ended(new, replies[0])
             if new.failure is None:
                 desk.counts["mixed answers"] += 1
-            if new.failure is None or replies is not None or not self.keep:
+            if new.failure != ENDED or not self.keep:
                 yield new
 
     def _begun(self, groups: Iterable[list[Row]], desk: Desk) -> Iterator[tuple[list[Row], Row]]:
@@ -88,23 +96,19 @@ class Mixed:
         sampling = Sampling(
             max_tokens=self.max_tokens, temperature=self.student_temperature, seed=self.seed
         )
-        questions = ((group, Question(id=group[0].id, prompt=group[0].prompt)) for group in groups)
-        for group, replies in asked(questions, desk.writer(self.student), sampling):
-            assert replies is not None
-            yield group, self._first_part(group[0], replies[0], desk)
+        questions = ((group, _asked_first(group[0])) for group in groups)
+        writer = desk.writer(self.student)
+        for group, replies in asked(questions, writer, sampling, thoughts=True):
+            if replies is None:
+                yield group, _new(group[0]).failed(NO_PROMPT)
+            else:
+                yield group, self._first_part(group[0], replies[0], desk)
 
     def _first_part(self, known: Row, reply: Reply, desk: Desk) -> Row:
         """The student's part of an answer to a prompt with a known one."""
-        row = replace(
-            known,
-            id=f"{known.id}/mixed",
-            completion=None,
-            rationale=None,
-            weight=1.0,
-            score=None,
-            source=(),
-            notes={},
-        ).made_by("mixed", self.student, reply, temperature=self.student_temperature, part="begin")
+        row = _new(known).made_by(
+            "mixed", self.student, reply, temperature=self.student_temperature, part="begin"
+        )
         if reply.failure is not None:
             return row.failed(f"{self.student} gave no answer: {reply.failure}")
         longest = int(self.max_ratio * len(known.text))
@@ -113,7 +117,7 @@ class Mixed:
         whole = reply.whole and len(reply.text) <= longest
         desk.counts["answers that the student ended"] += whole
         if whole and self.cut == "truncated":
-            return row.failed("the student ended its answer")
+            return row.failed(ENDED)
         text = reply.text[:longest]
         place = cut_place(text, self.beyond, stream(desk.seed, f"mixed/{known.id}"))
         if place is None:
@@ -139,6 +143,25 @@ class Mixed:
         return replace(row, prompt=(*row.prompt, Turn(text=begun)), completion=reply.text)
 
 
+def _new(known: Row) -> Row:
+    """The row beside a known one, as yet without a text."""
+    return replace(
+        known,
+        id=f"{known.id}/mixed",
+        completion=None,
+        rationale=None,
+        weight=1.0,
+        score=None,
+        source=(),
+        notes={},
+    )
+
+
+def _asked_first(row: Row) -> Question | None:
+    """What the student is asked."""
+    return Question(id=row.id, prompt=row.prompt) if row.question else None
+
+
 def _question(row: Row) -> Question | None:
     """What the teacher is asked: to go on; nothing where there is nothing to go on from."""
     if row.failure is not None:
@@ -147,20 +170,18 @@ def _question(row: Row) -> Question | None:
 
 
 def cut_place(text: str, beyond: float, generator: torch.Generator) -> int | None:
-    """A place before white space in the last part of a text, drawn evenly; None where none is.
+    """A place between words in the last part of a text, drawn evenly; None where none is.
 
-    The white space stays with what follows: most tokenizers have it in the next word's token.
+    White space stays with what follows: most tokenizers have it in the next word's token. In
+    scripts without it, such as Chinese or Thai, any place between two characters will do.
 
     Args:
         text: to be cut.
         beyond: share of its characters that stand before every place that may be drawn.
         generator: of the draw.
     """
-    places = [
-        place
-        for place in range(max(1, int(beyond * len(text))), len(text))
-        if text[place].isspace() and not text[place - 1].isspace()
-    ]
+    first = int(beyond * len(text))
+    places = [found.start() for found in _PLACE.finditer(text) if found.start() >= first]
     if not places:
         return None
     return places[int(torch.randint(len(places), (1,), generator=generator))]

@@ -2,10 +2,33 @@
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
+
+from limbeck.core.exchange import Reply
 
 _ITEM = re.compile(r"([0-9]{1,4})[.)][ \t]+(\S.*)")
 END = "END"
 """The line that ends a reply of blocks, and shows that it is whole."""
+
+UNENDED = "reasoning without an end"
+"""How a reply finished that has nothing else."""
+
+
+def spoken(reply: Reply) -> Reply:
+    """A reply without the reasoning that local models and some servers leave in it.
+
+    That is all up to the last `</think>`, and the white space behind. Where reasoning was begun and
+    not ended, nothing is left, and the reply is not whole.
+
+    >>> spoken(Reply(question="", index=0, text="<think>Hm.</think> A river.")).text
+    'A river.'
+    """
+    _, end, text = reply.text.rpartition("</think>")
+    if end:
+        return replace(reply, text=text.lstrip())
+    if text.lstrip().startswith("<think>"):
+        return replace(reply, text="", finish=UNENDED)
+    return reply
 
 
 def numbered(reply: str, *, whole: bool = True) -> list[str] | None:

@@ -18,7 +18,10 @@ from limbeck.synth.step import Desk
 Form = Literal["the_answer_is", "hashes", "boxed", "think", "regex"]
 
 _STATEMENT = re.compile(
+    r"(?:\*\*)?(?:"
     r"(?:(?:So|Thus|Therefore|Hence),? )?[Tt]he (?:final |correct )?answer is:?"
+    r"|(?:[Tt]he )?[Ff]inal [Aa]nswer(?:\*\*)?:"
+    r")(?:\*\*(?=\s))?"
 )
 _HASHES = re.compile(r"####")
 _BOXED = re.compile(r"\\boxed\{")
@@ -47,10 +50,11 @@ class Parts:
 def split(text: str, form: Form, pattern: str | None = None) -> Parts | None:
     """A text in rationale and answer; None where one of both is missing.
 
-    The last mark of its kind counts. `the_answer_is` takes the rest of that line for the bare
-    answer, without the full stop; `hashes` what stands behind `####`; `boxed` what is in the braces
-    of `boxed`, whose sentence is the answer; `think` all behind `</think>`; `regex` what the
-    pattern's one group catches, and the answer begins where the match does.
+    The last mark of its kind counts. `the_answer_is` (or `Final answer:`) takes the rest of that
+    line for the bare answer, without the full stop and the marks of bold letters; `hashes` what
+    stands behind `####`; `boxed` what is in the braces of `boxed`, whose sentence is the answer;
+    `think` all behind `</think>`; `regex` what the pattern's one group catches, and the answer
+    begins where the match does.
 
     Args:
         text: what a model wrote.
@@ -95,7 +99,15 @@ def _behind(text: str, mark: re.Pattern[str]) -> Parts | None:
     if last is None:
         return None
     line = text[last.end() :].strip().partition("\n")[0].rstrip()
-    return _parts(text, last.start(), line.removesuffix("."))
+    return _parts(text, last.start(), _bare(line))
+
+
+def _bare(line: str) -> str:
+    """An answer without the marks of bold letters around it, and without the full stop."""
+    line = line.removesuffix(".").rstrip()
+    if line.endswith("**"):
+        line = line.removeprefix("**").removesuffix("**")
+    return line.removesuffix(".")
 
 
 def _boxed(text: str) -> Parts | None:

@@ -82,6 +82,7 @@ class Revise:
             origin=origin,
             revision=number,
             verdict=None,
+            said=None,
             earlier=row.completion,
             earlier_rationale=row.rationale,
             earlier_id=row.id,

@@ -1,6 +1,6 @@
 """A row on its way: a prompt, perhaps with an answer, and where everything in it came from."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -11,6 +11,9 @@ from limbeck.sources.dataset import ANSWER, RATIONALE
 
 UNREADABLE = "it holds half a character, which no tokenizer can read"
 """The failure of a row that is not `readable`."""
+
+NO_PROMPT = "there is no prompt to answer; rows of {text} go to grounded or backtranslate"
+"""The failure of a row whose prompt a step cannot answer, because there is none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +29,10 @@ class Row:
             says so.
         weight, channel, group, score: as of `core.types.Sample`.
         source: what it was made from and by: one entry for each reply that has a part in it.
+        privileged: what only a teacher reads, before the prompt.
+        conversation: all turns as they came, where earlier ones than the completion are learnt
+            too. In `prompt` they are not: a step looks at one answer, and one that a step has
+            changed is learnt alone.
         notes: what else steps found out, such as a verdict; they become columns of the file.
         failure: why it must not be trained on; later steps leave such a row alone.
     """
@@ -40,6 +47,8 @@ class Row:
     group: str | None = None
     score: float | None = None
     source: tuple[Mapping[str, Any], ...] = ()
+    privileged: tuple[Turn, ...] = ()
+    conversation: tuple[Turn, ...] = ()
     notes: Mapping[str, Any] = field(default_factory=dict[str, Any])
     failure: str | None = None
 
@@ -57,6 +66,15 @@ class Row:
     def readable(self) -> bool:
         """Whether a tokenizer can read prompt and text."""
         return is_whole(self.question + self.text)
+
+    @property
+    def unchanged(self) -> bool:
+        """Whether it is a `conversation`, as it came."""
+        said = [turn.text for turn in self.prompt]
+        if self.completion is not None:
+            said.append(self.completion)
+        came = [turn.text for turn in self.conversation]
+        return bool(came) and self.rationale is None and said == came
 
     def failed(self, reason: str) -> "Row":
         """The row as one that is not trained on."""
@@ -101,7 +119,7 @@ def row_of(sample: Sample) -> Row:
         completion = written[second - first :].decode()
     return Row(
         id=sample.id,
-        prompt=sample.prompt,
+        prompt=tuple(replace(turn, learn=False) for turn in sample.prompt),
         completion=completion,
         rationale=rationale,
         answer=sample.answer,
@@ -109,19 +127,17 @@ def row_of(sample: Sample) -> Row:
         channel=sample.channel,
         group=sample.group,
         score=sample.score,
+        privileged=sample.privileged,
+        conversation=sample.turns if any(turn.learn for turn in sample.prompt) else (),
     )
 
 
 def to_json(row: Row) -> dict[str, Any]:
     """The row as a line of a data file, which `sources.dataset` reads; what is None is left out."""
-    prompt: Any = "".join(turn.text for turn in row.prompt)
-    if any(turn.role for turn in row.prompt):
-        prompt = [{"role": turn.role or "user", "content": turn.text} for turn in row.prompt]
     values = {
         "id": row.id,
-        "prompt": prompt,
-        "rationale": row.rationale,
-        "completion": row.completion,
+        **_learnt(row),
+        "privileged": _written(row.privileged) or None,
         "answer": row.answer,
         "weight": None if row.weight == 1.0 else row.weight,
         "channel": None if row.channel == "main" else row.channel,
@@ -132,3 +148,25 @@ def to_json(row: Row) -> dict[str, Any]:
         **row.notes,
     }
     return {name: value for name, value in values.items() if value is not None}
+
+
+def _learnt(row: Row) -> dict[str, Any]:
+    """The columns of what is learnt; a conversation that no step has changed is as it came."""
+    if not row.unchanged:
+        return {
+            "prompt": _written(row.prompt),
+            "rationale": row.rationale,
+            "completion": row.completion,
+        }
+    came = row.conversation
+    if all(turn.learn == (turn.role == "assistant") for turn in came):
+        return {"messages": _written(came)}
+    first = next(place for place, turn in enumerate(came) if turn.learn)
+    return {"prompt": _written(came[:first]), "completion": _written(came[first:])}
+
+
+def _written(turns: Sequence[Turn]) -> str | list[dict[str, str]]:
+    """Turns as a column: messages, or one text where nobody speaks."""
+    if not any(turn.role for turn in turns):
+        return "".join(turn.text for turn in turns)
+    return [{"role": turn.role or "user", "content": turn.text} for turn in turns]

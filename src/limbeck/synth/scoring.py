@@ -1,5 +1,6 @@
 """What a model thinks of each token of a row's text: read by it, or as it wrote the text."""
 
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -19,6 +20,17 @@ BATCH_TOKENS = 4096
 
 SCORES = "scores"
 """Note in which a step keeps the tokens that a teacher wrote, each as [text, log-probability]."""
+
+MARK = "\N{REPLACEMENT CHARACTER}"
+
+PARTS = (
+    "the teacher's scores do not spell the text: of tokens that are a part of a character, its"
+    " server does not say which part; let it read the text instead (`scores: read`)"
+)
+
+NOT_SHOWN = "the chat template does not show this text as it is written, so it cannot be scored"
+
+_PART = re.compile(r"bytes:(?:\\x[0-9a-f]{2})+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,11 +76,14 @@ def read_tokens(rows: Iterable[Row], reader: Reader) -> Iterator[tuple[Row, list
             read = _read(reader, [encodings[place] for place in batch])
             for place, tokens in zip(batch, read, strict=True):
                 before = sum(len(turn.text.encode()) for turn in window[place].prompt)
-                found[place] = [
+                own = [
                     Token(max(0, token.start - before), token.end - before, token.logp)
                     for token in tokens
                     if token.start >= 0
                 ]
+                # Of nothing but the end, any text would be as good as certain.
+                bare = all(token.start == token.end for token in own)
+                found[place] = NOT_SHOWN if bare and window[place].text.strip() else own
         for place, row in enumerate(window):
             yield row, found[place]
 
@@ -108,16 +123,14 @@ def written_tokens(row: Row) -> list[Token] | str:
     if not kept:
         return "the teacher's scores are not there; ask for them with `scores: true` in `answers`"
     tokens: list[Token] = []
-    place = 0
-    spelt = ""
+    written = b""
     for one in kept:
         text, logp = (one["text"], one["logp"]) if isinstance(one, Mapping) else one[:2]
-        spelt += text
-        size = len(text.encode(errors="replace"))
-        tokens.append(Token(place, place + size, float(logp)))
-        place += size
+        place, written = len(written), written + _bytes_of(text)
+        tokens.append(Token(place, len(written), float(logp)))
+    spelt = written.decode(errors="replace")
     if not spelt.lstrip().startswith(row.text.strip()):
-        return "the teacher's scores do not spell the text"
+        return PARTS if MARK in spelt else "the teacher's scores do not spell the text"
     # White space before the first word may have been taken off the text since.
     lead = len(spelt[: len(spelt) - len(spelt.lstrip())].encode())
     lead -= len(row.text[: len(row.text) - len(row.text.lstrip())].encode())
@@ -127,3 +140,10 @@ def written_tokens(row: Row) -> list[Token] | str:
         for t in tokens
         if t.end > lead and t.start - lead < size
     ]
+
+
+def _bytes_of(token: str) -> bytes:
+    """What a token stands for; a part of a character is written `bytes:\\xf0\\x9f`."""
+    if _PART.fullmatch(token) is not None:
+        return bytes.fromhex(token.removeprefix("bytes:").replace("\\x", ""))
+    return token.encode(errors="replace")

@@ -14,7 +14,7 @@ from limbeck.core.random import stream
 from limbeck.core.registry import register
 from limbeck.core.types import Turn
 from limbeck.synth.judging import draws
-from limbeck.synth.parsing import numbered
+from limbeck.synth.parsing import numbered, spoken
 from limbeck.synth.rows import Row
 from limbeck.synth.step import Desk
 from limbeck.synth.template import filled, template
@@ -146,7 +146,8 @@ class SelfInstruct:
             asked = filled(text, examples=listed(shown), number=str(self.per_request))
             prompt = (Turn(text=asked, role="user" if pool.chat else None),)
             questions.append(Question(id=f"self_instruct/{turn}.{request}", prompt=prompt))
-        for (reply,) in desk.writer(self.teacher).answers(questions, sampling):
+        for (said,) in desk.writer(self.teacher).answers(questions, sampling):
+            reply = spoken(said)
             desk.counts["requests"] += 1
             for place, instruction in enumerate(self._list(reply, desk)):
                 yield place + 1, instruction, reply

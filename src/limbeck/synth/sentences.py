@@ -3,11 +3,12 @@
 import re
 from dataclasses import dataclass
 
-_CLOSERS = r"[\"')\]}»”’*]*"
+_CLOSERS = r"[\"')\]}»”’*]*+"
+# A run is looked at once, from its beginning and without going back: else long ones take for ever.
 _ENDS = re.compile(
-    rf"(?P<break>[^\S\n]*\n\s*)"
+    rf"(?P<break>(?<![^\S\n])[^\S\n]*+\n\s*)"
     rf"|(?P<wide>[。！？]+[」』”’）]*\s*)"
-    rf"|(?P<mark>[.!?…]+{_CLOSERS})(?P<space>\s+)(?P<next>[\"'(\[{{«“‘¿¡*$€£¥+−-]*\S)"
+    rf"|(?P<mark>(?<![.!?…])[.!?…]++{_CLOSERS})(?P<space>\s++)(?P<next>[\"'(\[{{«“‘¿¡*$€£¥+−-]*\S)"
 )
 _ITEM = re.compile(r"\s*\(?(?:[0-9]{1,3}|[A-Za-z])[.)]\Z")
 """The mark before an item of a list, such as `2.` or `b)`, which is no sentence."""

@@ -25,6 +25,8 @@ NO_REASONS = "there is no rationale"
 class Verify:
     """Compares what a row says with its known `answer`; what is not right fails.
 
+    So does a row whose known answer cannot be compared in this way, whatever `keep` says.
+
     Where the rationale was split off, the completion alone is read, and else the whole text. Each
     row gets the note `verdict` (`right`, `wrong` or `unclear`), and `said`: the answer as it was
     read. The share of right answers, unclear ones counted as not right, stands in the card for
@@ -58,7 +60,8 @@ class Verify:
         waiting = iter(rows)
         shares: dict[str, list[bool]] = {}
         while window := list(islice(waiting, WINDOW)):
-            known = [row for row in window if row.answer is not None]
+            faults = [self._unknown(row) for row in window]
+            known = [row for row, fault in zip(window, faults, strict=True) if fault is None]
             judged = iter(
                 self.verifier.check_all(
                     [row.text if row.rationale is None else row.completion or "" for row in known],
@@ -66,17 +69,27 @@ class Verify:
                     [row.question for row in known],
                 )
             )
-            for row in window:
-                if row.answer is None:
-                    yield row.failed(UNKNOWN)
+            for row, fault in zip(window, faults, strict=True):
+                if fault is not None:
+                    yield row.failed(fault)
                     continue
                 verdict = next(judged)
-                if "verdict" not in row.notes:
+                if row.notes.get("verdict") is None:
                     desk.counts[f"answers that are {verdict.verdict}"] += 1
                     shares.setdefault(_maker(row), []).append(verdict.right)
                 yield self._judged(row, verdict)
         for maker, right in shares.items():
             desk.figures[f"right answers{maker}"] = round(sum(right) / len(right), 4)
+
+    def _unknown(self, row: Row) -> str | None:
+        """Why there is nothing to compare a row with; no text could be right."""
+        if row.answer is None:
+            return UNKNOWN
+        problem = self.verifier.problem_with(row.answer)
+        if problem is None:
+            return None
+        answer = f"the known answer {row.answer[:40]!r} {problem}"
+        return f"{answer}; choose another `match` than {self.match}"
 
     def _judged(self, row: Row, verdict: Verdict) -> Row:
         row = row.noted(verdict=verdict.verdict, said=verdict.found)

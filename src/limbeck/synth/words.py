@@ -1,8 +1,9 @@
 """Texts as words, and runs of words as numbers, for all that asks whether two texts are alike.
 
 Case, punctuation, white space, and the width and form of letters make no difference: a text is
-normalised (Unicode NFKC) and casefolded, and its words are the runs of letters and digits. In
-scripts that put no space between words (Chinese, Japanese), each character is a word.
+normalised (Unicode NFKC) and casefolded, and its words are the runs of letters and digits, with
+the marks that stand on them, such as the vowels of Indic scripts. In scripts that put no space
+between words (Chinese, Japanese, Thai, Lao, Khmer, Burmese), each character is a word.
 """
 
 import re
@@ -18,10 +19,29 @@ Hashes = NDArray[np.uint64]
 
 CHARACTERS = 20
 
-_WORD = re.compile(r"[^\W_]+")
-_UNSPACED = re.compile(
-    "[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]"
+
+def _marks() -> str:
+    """Marks that combine with the letter before them, as ranges of a class of characters."""
+    ranges: list[list[int]] = []
+    for code in (*range(0x300, 0x1F000), *range(0xE0100, 0xE01F0)):
+        if unicodedata.category(chr(code)).startswith("M"):
+            if ranges and ranges[-1][1] == code - 1:
+                ranges[-1][1] = code
+            else:
+                ranges.append([code, code])
+    return "".join(f"{chr(first)}-{chr(last)}" for first, last in ranges)
+
+
+_MARKS = _marks()
+UNSPACED = (
+    f"(?![{_MARKS}])"
+    "[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
+    "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff]"
 )
+"""Pattern of a character, without its marks, of a script that puts no space between words."""
+
+_ALONE = re.compile(rf"{UNSPACED}[{_MARKS}]*")
+_ASCII_WORD, _WORD = re.compile(r"[^\W_]+"), re.compile(rf"[^\W_]+(?:[{_MARKS}]+[^\W_]*)*")
 _FACTOR = np.uint64(0x9E3779B97F4A7C15)
 _SHIFT = np.uint64(29)
 _MIX = np.uint64(0xBF58476D1CE4E5B9)
@@ -35,9 +55,10 @@ def words(text: str) -> list[str]:
     >>> words("\\u732b\\u304c cat")
     ['\u732b', '\u304c', 'cat']
     """
-    if not text.isascii():
-        text = _UNSPACED.sub(r" \g<0> ", unicodedata.normalize("NFKC", text))
-    return _WORD.findall(text.casefold())
+    if text.isascii():
+        return _ASCII_WORD.findall(text.casefold())
+    folded = unicodedata.normalize("NFKC", text).casefold()
+    return _WORD.findall(_ALONE.sub(r" \g<0> ", unicodedata.normalize("NFKC", folded)))
 
 
 def size(text: str) -> int:

@@ -231,7 +231,7 @@ def _scores(entry: Mapping[str, Any], api: str) -> tuple[Scored, ...]:
         rows = told.get("content")
         if not isinstance(rows, list):
             raise ValueError("an answer without logprobs")
-        found = [(row["token"], row["logprob"], _tops(row.get("top_logprobs"))) for row in rows]
+        found = [(_token(row), row["logprob"], _tops(row.get("top_logprobs"))) for row in rows]
     else:
         tops = told.get("top_logprobs") or [None] * len(told.get("tokens", ()))
         found = [
@@ -250,7 +250,22 @@ def _scores(entry: Mapping[str, Any], api: str) -> tuple[Scored, ...]:
 
 
 def _tops(rows: Any) -> tuple[tuple[Any, Any], ...]:
-    return tuple((row["token"], row["logprob"]) for row in rows or ())
+    return tuple((_token(row), row["logprob"]) for row in rows or ())
+
+
+def _token(row: Mapping[str, Any]) -> Any:
+    """A token's text; of a part of a character `bytes:\\xf0\\x9f`, as OpenAI writes it.
+
+    Other servers only write a mark in its place, and have what it is in `bytes`.
+    """
+    raw = row.get("bytes")
+    if not isinstance(raw, list) or not all(type(b) is int and 0 <= b < 256 for b in raw):
+        return row["token"]
+    try:
+        bytes(raw).decode()
+    except UnicodeDecodeError:
+        return "bytes:" + "".join(f"\\x{byte:02x}" for byte in raw)
+    return row["token"]
 
 
 def refusal(status: int, body: bytes, headers: Mapping[str, str]) -> Again | Refused:
