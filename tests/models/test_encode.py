@@ -113,6 +113,35 @@ def test_a_template_that_rewrites_history_is_refused(tokenizer):
         Encoder(odd, 64).encode(Sample(id="s", turns=turns))
 
 
+WANTS_A_USER = (
+    "{% if not messages | selectattr('role', 'equalto', 'user') | list %}"
+    "{{ raise_exception('No user query found in messages.') }}{% endif %}"
+)
+
+
+def test_a_template_may_want_a_users_turn_behind_the_systems(tokenizer, encoder):
+    """It cannot be asked what it writes for the system's turn alone."""
+    wanting = copy.deepcopy(tokenizer)
+    wanting.chat_template = WANTS_A_USER + tokenizer.chat_template
+    turns = (
+        Turn(role="system", text="the cat"),
+        Turn(role="user", text="the cat sat"),
+        Turn(role="assistant", text="on a mat", learn=True),
+    )
+    sample = Sample(id="s", turns=turns)
+    assert Encoder(wanting, 512).encode(sample) == encoder.encode(sample)
+
+
+def test_a_conversation_that_the_template_refuses_is_named(tokenizer):
+    wanting = copy.deepcopy(tokenizer)
+    wanting.chat_template = WANTS_A_USER + tokenizer.chat_template
+    turns = (Turn(role="system", text="Hm."), Turn(role="assistant", text="sat", learn=True))
+    sample = Sample(id="r7", turns=turns)
+    for ask in (Encoder(wanting, 64).encode, Encoder(wanting, 64).prompt_ids):
+        with pytest.raises(DataError, match="row r7: .*No user query found in messages"):
+            ask(sample)
+
+
 def test_what_does_not_fit_is_cut_and_counted(tokenizer, encoder):
     sample = pair_of("the cat\n", "sat on a mat and saw two dogs")
     whole = encoder.encode(sample)

@@ -5,6 +5,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from limbeck.core.types import Sampling
+from limbeck.models import writing
 from limbeck.models.following import Follower
 from limbeck.models.writing import Draft, write
 
@@ -117,3 +118,39 @@ def test_greedy_text_is_that_of_the_librarys_own_generation(transformer, tokeniz
     for one, line in zip(found, theirs, strict=True):
         assert list(one.ids) == line[: len(one.ids)]
         assert len(one.ids) == 10 or one.ids[-1] == 2
+
+
+TABLES = {
+    "gpt2": {"n_positions": 8},
+    "opt": {"max_position_embeddings": 8, "ffn_dim": 32, "word_embed_proj_dim": 16},
+    "biogpt": {"max_position_embeddings": 8, "intermediate_size": 32},
+    "gptj": {"n_positions": 8, "rotary_dim": 4},
+}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", TABLES)
+def test_writing_ends_at_the_last_position_that_a_model_knows(kind, tokenizer, caplog):
+    """Lines beside it go on, and a prompt that fills the table gets no answer."""
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": 60}
+    # Its end is padding, too, which finished lines are filled with.
+    ends = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 0}
+    config = AutoConfig.for_model(kind, **sizes, **TABLES[kind], **ends)
+    transformer = AutoModelForCausalLM.from_config(config).eval()
+    transformer.get_output_embeddings().weight[[0, 2]] = 0  # it does not end on its own
+    lines = ([5, 6], [5, 6, 7, 8, 9], [9] * 8, [9] * 12)
+    writing._say_full.cache_clear()
+    for _ in range(2):
+        drafts = [Draft(ids=ids, seed=1) for ids in lines]
+        found = write(transformer, tokenizer, drafts, Sampling(max_tokens=20), pad=0)
+        assert [len(one.ids) for one in found] == [6, 3, 0, 0]
+        assert not any(one.ended for one in found)
+        assert found[2].text == found[3].text == ""
+    assert [record.message for record in caplog.records] == [
+        "behind prompts of 8 tokens or more the model has no position to write at"
+    ]
+    for draft, one in zip(drafts[:2], found[:2], strict=True):
+        whole = transformer(torch.tensor([[*draft.ids, *one.ids]])).logits[0]
+        expected = whole[len(draft.ids) - 1 : -1].argmax(-1)
+        assert list(one.ids) == expected.tolist()

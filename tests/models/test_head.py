@@ -28,6 +28,7 @@ FAMILIES = {
     "qwen2": {"tie_word_embeddings": True},
     "qwen3": {},
     "gemma2": {"final_logit_softcapping": 3.0},
+    "recurrent_gemma": {"logits_soft_cap": 3.0, "lru_width": 32, "num_hidden_layers": 3},
     "cohere": {"logit_scale": 0.25},
     "granite": {"logits_scaling": 8.0},
     "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 4},
@@ -61,6 +62,11 @@ def test_families_with_their_scales_caps_and_biases(kind):
     assert projection.weight is model.get_output_embeddings().weight  # not a copy
     after = model(input_ids=ids).logits.flatten(0, 1)[rows]
     torch.testing.assert_close(after, expected)  # the hooks are gone
+
+
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_families_in_half_precision(kind):
+    assert head_of(make(kind).to(torch.bfloat16)) is not None
 
 
 def test_the_gradient_reaches_all_weights():
@@ -108,13 +114,26 @@ class Odd(nn.Module):
 
     def forward(self, **inputs):
         output = self.model(**inputs)
-        output.logits = output.logits * 1.01
+        output.logits = self.change(output.logits)
         return output
 
+    def change(self, logits):
+        return logits * 1.01
 
-def test_a_model_that_does_more_to_its_logits_is_noticed(caplog):
+
+class Capped(Odd):
+    """Caps them, which changes the largest by a fortieth."""
+
+    def change(self, logits):
+        cap = 3.6 * logits.abs().max()
+        return cap * torch.tanh(logits / cap)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("odd", [Odd, Capped])
+def test_a_model_that_does_more_to_its_logits_is_noticed(odd, dtype, caplog):
     caplog.set_level("INFO")
-    assert head_of(Odd(make("llama"))) is None
+    assert head_of(odd(make("llama").to(dtype))) is None
     assert "made in full" in caplog.text
 
 

@@ -1,4 +1,4 @@
-"""From a recipe's words to a model: which kernel attends, where weights lie."""
+"""From a recipe's words to a model and back to a folder: its kernel, its weights, their dtype."""
 
 from dataclasses import replace
 
@@ -107,6 +107,22 @@ def said_by(module, ids):
         return module.eval()(input_ids=ids).logits
 
 
+def saved_as_trained(spec, folder):
+    """The student, once it is known that its export says what it says itself."""
+    student = load_student(spec, {}, CPU, seed=0)
+    for name, weight in student.transformer.named_parameters():
+        if "lora_" in name:
+            torch.nn.init.normal_(weight, std=0.3, generator=torch.Generator().manual_seed(0))
+    ids = torch.arange(3, 15).reshape(2, 6)
+    expected = said_by(student.module, ids)
+    save_student(student, student.module.state_dict(), folder, torch.float32)
+    saved = AutoModelForCausalLM.from_pretrained(folder)
+    torch.testing.assert_close(said_by(saved, ids), expected, rtol=1e-4, atol=1e-4)
+    # And goes on training as it was.
+    torch.testing.assert_close(said_by(student.module, ids), expected, rtol=1e-4, atol=1e-4)
+    return student
+
+
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("where", ["head", "embedding", "both"])
 @pytest.mark.parametrize("family", ADAPTED)
@@ -119,18 +135,37 @@ def test_the_saved_model_is_the_trained_one(family, where, tied, tiny_teacher, t
         tokenizer=str(tiny_teacher),
         lora=Lora(rank=4, targets=targets[where]),
     )
-    student = load_student(spec, {}, CPU, seed=0)
-    for name, weight in student.transformer.named_parameters():
-        if "lora_" in name:
-            torch.nn.init.normal_(weight, std=0.3, generator=torch.Generator().manual_seed(0))
-    ids = torch.arange(3, 15).reshape(2, 6)
-    expected = said_by(student.module, ids)
-    save_student(student, student.module.state_dict(), tmp_path / "student", torch.float32)
-    saved = AutoModelForCausalLM.from_pretrained(tmp_path / "student")
-    torch.testing.assert_close(said_by(saved, ids), expected, rtol=1e-4, atol=1e-4)
-    # And goes on training as it was.
-    torch.testing.assert_close(said_by(student.module, ids), expected, rtol=1e-4, atol=1e-4)
+    student = saved_as_trained(spec, tmp_path / "student")
     base = student.transformer.get_base_model()
     layers = base.get_input_embeddings(), base.get_output_embeddings()
     first, second = (getattr(layer, "base_layer", layer).weight for layer in layers)
     assert (first is second) == base.config.tie_word_embeddings == tied
+
+
+EXPERTS = {
+    **LLAMA,
+    "model_type": "mixtral",
+    "num_key_value_heads": 1,
+    "num_local_experts": 4,
+    "initializer_range": 0.2,
+}
+
+
+# PEFT's own: it gives the experts a rank, and looks for them among the modules.
+@pytest.mark.filterwarnings("ignore:The following (rank|alpha)_pattern keys:RuntimeWarning")
+@pytest.mark.parametrize("split", [False, True])
+def test_adapters_on_experts_are_merged_too(split, tiny_teacher, tmp_path, monkeypatch):
+    """PEFT lays one adapter over the other where a module has two weights of its own."""
+    monkeypatch.setattr("limbeck.models.load._sharded", lambda module: split)
+    spec = CausalStudent(config=EXPERTS, tokenizer=str(tiny_teacher), lora=Lora(rank=2))
+    student = saved_as_trained(spec, tmp_path / "student")
+    adapted = [name for name, _ in student.transformer.named_parameters() if "lora_" in name]
+    assert any("experts" in name for name in adapted)
+
+
+@pytest.mark.parametrize("lora", [None, Lora(rank=2)])
+def test_a_saved_model_is_loaded_in_the_dtype_that_it_is_stored_in(lora, tiny_teacher, tmp_path):
+    student = load_student(CausalStudent(name=str(tiny_teacher), lora=lora), {}, CPU, seed=0)
+    save_student(student, student.module.state_dict(), tmp_path / "student", torch.bfloat16)
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "student").dtype == torch.bfloat16
+    assert student.transformer.dtype == torch.float32

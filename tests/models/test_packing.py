@@ -57,6 +57,7 @@ MIXED = {
     "rwkv": {**SMALL, "attention_hidden_size": 32},
     "bloom": {**SMALL, "n_layer": 3, "n_head": 4},
     "mpt": {"vocab_size": 320, "d_model": 32, "n_layers": 3, "n_heads": 4, "max_seq_len": 128},
+    "lfm2": {**LLAMA, "layer_types": ["conv", "full_attention", "conv"]},
     "opt": {
         **SMALL,
         "ffn_dim": 48,
@@ -278,6 +279,17 @@ def test_a_window_narrower_or_wider_than_samples_is_kept(window, tokenizer):
     expected = alone(model, samples)
     with packing("always", [model]), torch.no_grad():
         found = model.read(model.collate(samples), LOGITS).logits
+    assert torch.allclose(found, expected, atol=1e-5)
+
+
+def test_a_window_is_kept_in_samples_longer_than_the_models_own(tokenizer):
+    """A teacher with the student's tokenizer reads the student's samples."""
+    student, teacher = model_of("llama", tokenizer), model_of("mistral", tokenizer, max_length=4)
+    samples = encodings((40, 12, 33))
+    expected = alone(teacher, samples)
+    with packing("always", [student, teacher]) as on:
+        assert on
+        found = logits(teacher, samples, packed=True)
     assert torch.allclose(found, expected, atol=1e-5)
 
 

@@ -14,6 +14,7 @@ SMALL = {"num_hidden_layers": 1, "hidden_size": 16, "num_attention_heads": 2}
     [
         ("gpt2", {"n_positions": 32}, 32),
         ("opt", {"max_position_embeddings": 32, "word_embed_proj_dim": 16, "ffn_dim": 16}, 32),
+        ("openai-gpt", {"n_positions": 32}, 32),
         ("gptj", {"n_positions": 32, "rotary_dim": 4}, 32),
         ("llama", {"max_position_embeddings": 32, "intermediate_size": 16}, None),
         ("bloom", {}, None),

@@ -154,3 +154,11 @@ def test_a_prefix_is_continued(model):
     assert model.prompt_ids(sample, " sat") == model.prompt_ids(
         replace(sample, turns=(Turn(text="the cat sat"),))
     )
+
+
+def test_a_part_of_a_character_is_named_by_its_bytes(model, monkeypatch):
+    """As servers do; a mark in its place would not spell the text."""
+    table = [b"\xf0\x9f", b"a", " é".encode(), b" \xc3"]
+    monkeypatch.setitem(model.encoder.__dict__, "table", table)
+    texts = [model.token_text(token) for token in range(len(table))]
+    assert texts == [r"bytes:\xf0\x9f", "a", " é", r"bytes:\x20\xc3"]

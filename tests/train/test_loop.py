@@ -127,10 +127,12 @@ def test_a_channel_selects_rows_and_its_absence_costs_nothing(make_recipe, tmp_p
     ]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     terms = [{"objective": "cross_entropy", "channel": c, "name": c} for c in ("a", "b", "absent")]
+    terms[-1]["weight"] = 100.0  # its factor stays finite, whatever it is divided by
     run(make_recipe(source={"path": str(path)}, terms=terms), tmp_path / "run")
     for m in metrics(tmp_path / "run"):
         assert m["loss/absent"] is m["scaled/absent"] is None
         assert m["loss"] == pytest.approx(m["loss/a"] + m["loss/b"])
+        assert m["skipped"] == 0
 
 
 def test_weights_of_samples_weigh_their_rows(make_recipe, tmp_path):

@@ -1,12 +1,14 @@
 """From text to token ids: templates, which tokens are learnt, and where each stands in the text."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 import torch
+from jinja2 import TemplateError
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
@@ -89,7 +91,8 @@ class Encoder:
         turns = (*sample.privileged, *sample.turns)
         chat = any(turn.role for turn in turns)
         try:
-            text, places = self._render(turns, sample.id) if chat else _join(turns)
+            with _named(sample.id):
+                text, places = self._render(turns, sample.id) if chat else _join(turns)
         except UnicodeEncodeError as error:
             raise DataError(
                 f"row {sample.id} holds half a character, {error.object[error.start]!a} (a lone "
@@ -158,7 +161,8 @@ class Encoder:
         """Token ids of a prompt and the beginning of an answer, ready to be continued."""
         turns = (*prompt.privileged, *prompt.prompt)
         if any(turn.role for turn in turns):
-            text = self._template(turns, add_generation_prompt=True) + prefix
+            with _named(prompt.id):
+                text = self._template(turns, add_generation_prompt=True) + prefix
             return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
         ids = list(self.tokenizer("".join(turn.text for turn in turns) + prefix)["input_ids"])
         return ids[:-1] if ids and ids[-1] == self.eos else ids
@@ -246,7 +250,7 @@ class Encoder:
         places: list[Place] = []
         end = written = 0
         for index, turn in enumerate(turns):
-            upto = self._template(turns[: index + 1], add_generation_prompt=False)
+            upto = self._upto(turns[: index + 1], text, written)
             owned = len(upto.rstrip())
             if turn.learn:
                 before = self._template(turns[:index], add_generation_prompt=True)
@@ -271,6 +275,33 @@ class Encoder:
                 )
             )
         return text, places
+
+    def _upto(self, turns: Sequence[Turn], text: str, written: int) -> str:
+        """What the template writes for a conversation's first turns.
+
+        Some write none before a user's turn. What such a turn says, is looked for in the `text` of
+        all turns, behind what the turns before it have `written`.
+        """
+        try:
+            return self._template(turns, add_generation_prompt=False)
+        except TemplateError:
+            if turns[-1].learn:
+                raise
+        words = turns[-1].text.strip()
+        first = text.find(words, written)
+        return text[: written if first < 0 else first + len(words)]
+
+
+@contextmanager
+def _named(row: str) -> Iterator[None]:
+    """Where a chat template refuses a conversation, say which one."""
+    try:
+        yield
+    except TemplateError as error:
+        raise DataError(
+            f"row {row}: the chat template refuses this conversation: {error}; change the roles of"
+            " its turns, or use a tokenizer with another template"
+        ) from error
 
 
 def _find(words: str, text: str, first: int, last: int) -> tuple[tuple[int, int], int]:

@@ -5,7 +5,7 @@ Only safetensors are read, and no code that a model brings runs unless the recip
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from transformers import (
 from limbeck.core.errors import ModelError, RecipeError
 from limbeck.core.registry import did_you_mean
 from limbeck.core.specs import CausalStudent, LocalTeacher
+from limbeck.models.cut import origins
 
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 LARGEST_HEADER = 100 * 2**20
@@ -52,6 +53,8 @@ def facts_of(spec: Spec, teachers: Mapping[str, Any]) -> ModelFacts:
         RecipeError: a field of the student does not fit its teacher.
     """
     config = config_of(spec, teachers)
+    if isinstance(spec, CausalStudent) and spec.from_ is not None:
+        _check_cut(spec, config, teachers)
     tokenizer = tokenizer_of(spec, teachers)
     return ModelFacts(
         config=config,
@@ -141,14 +144,31 @@ def parameters_of(config: Any, trust_remote_code: bool = False) -> int:
     layers = getattr(config.get_text_config(), "num_hidden_layers", None)
     if isinstance(layers, int) and not 1 <= layers <= MOST_LAYERS:
         raise ModelError(f"a model has 1 to {MOST_LAYERS:,} layers; this one would have {layers}")
+    model = _without_weights(config, trust_remote_code)
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def _without_weights(config: Any, trust_remote_code: bool) -> Any:
     try:
         with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+            return AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
     except Exception as error:  # each architecture fails in its own way on odd sizes
         raise ModelError(
             f"no causal language model fits this config: {_one_line(error)}"
         ) from error
-    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def _check_cut(spec: CausalStudent, config: Any, teachers: Mapping[str, Any]) -> None:
+    """All weights of a student with this configuration are its teacher's."""
+    origin = origin_of(spec, teachers)
+    teacher = _without_weights(config_of(origin, {}), origin.trust_remote_code)
+    student = _without_weights(config, spec.trust_remote_code)
+    origins(student, teacher, kept_layers(spec, config))
+
+
+def kept_layers(spec: CausalStudent, config: Any) -> Sequence[int]:
+    """The numbers of the teacher's layers that a student with this configuration has."""
+    return range(config.num_hidden_layers) if spec.layers is None else spec.layers
 
 
 def _counted(spec: Spec, config: Any) -> int:
@@ -236,7 +256,8 @@ def _json(path: Path) -> Mapping[str, Any]:
 
 
 def cut_config(config: Any, layers: tuple[int, ...] | None) -> Any:
-    """The teacher's configuration with only the chosen layers."""
+    """The teacher's configuration with only the chosen layers; of its text, where it has more."""
+    config = config.get_text_config()
     count: int = config.num_hidden_layers
     kept = tuple(range(count)) if layers is None else layers
     for index in kept:
@@ -251,7 +272,10 @@ def cut_config(config: Any, layers: tuple[int, ...] | None) -> Any:
         if isinstance(value, list) and len(value) == count and "layer" in key:
             values[key] = [value[index] for index in kept]
     values["num_hidden_layers"] = len(kept)
-    return type(config).from_dict(values)
+    try:
+        return type(config).from_dict(values)
+    except Exception as error:  # a configuration may have a check of its own
+        raise RecipeError("student.layers", _one_line(error)) from error
 
 
 def _new_config(spec: CausalStudent, teachers: Mapping[str, Any]) -> Any:

@@ -7,6 +7,9 @@ import torch
 from torch import Tensor
 from transformers import Cache
 
+from limbeck.models.positions import known_positions
+from limbeck.models.taps import inside
+
 KEPT = ("cache", "past_key_values")
 """What transformers calls that which a model keeps of what it has read; it changed its name."""
 
@@ -14,7 +17,9 @@ KEPT = ("cache", "past_key_values")
 class Follower:
     """Says what comes next in some texts, again and again, and reads each token only once.
 
-    A model that cannot keep what it has read, or keeps it in a way of its own, reads all anew.
+    A model that cannot keep what it has read, or keeps it in a way of its own, reads all anew. What
+    lies behind the last position that it knows is read as if it stood there: only texts that are
+    over, and go on as padding, may be that long.
 
     Args:
         transformer: a causal language model in evaluation mode. Its forward pass need not know
@@ -27,7 +32,9 @@ class Follower:
         self.device = next(transformer.parameters()).device
         self.attend = attend.to(self.device)
         self.padded = not bool(attend.all())
-        self.positions = (self.attend.cumsum(1) - 1).clamp_(min=0)
+        most = known_positions(transformer, inside(transformer).config)
+        self.last = None if most is None else most - 1
+        self.positions = (self.attend.cumsum(1) - 1).clamp_(min=0, max=self.last)
         self.seen = 0
         self.kept: Any = None
         base = getattr(transformer, "get_base_model", lambda: transformer)()
@@ -38,7 +45,8 @@ class Follower:
         """[b, v] logits behind texts that begin as those of the last call; needs `no_grad`."""
         ids = ids.to(self.device)
         while self.positions.shape[1] < ids.shape[1]:
-            self.positions = torch.cat([self.positions, self.positions[:, -1:] + 1], 1)
+            behind = (self.positions[:, -1:] + 1).clamp_(min=0, max=self.last)
+            self.positions = torch.cat([self.positions, behind], 1)
             if self.padded:
                 self.attend = torch.nn.functional.pad(self.attend, (0, 1), value=1)
         if self.kept is not None:

@@ -15,6 +15,9 @@ log = logging.getLogger(__name__)
 
 PROBE_TOKENS = 4
 
+SOFT_CAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
+"""What Gemma 2, RecurrentGemma and xLSTM call the cap of their logits."""
+
 
 @dataclass(frozen=True)
 class Head:
@@ -59,7 +62,8 @@ def head_of(transformer: Any) -> Head | None:
     scale = getattr(config, "logit_scale", None) or 1 / (
         getattr(config, "logits_scaling", None) or 1.0
     )
-    head = Head(float(scale), getattr(config, "final_logit_softcapping", None))
+    caps = (getattr(config, name, None) for name in SOFT_CAPS)
+    head = Head(float(scale), next((float(cap) for cap in caps if cap is not None), None))
     if _is_true(head, transformer, linear):
         return head
     log.info(
@@ -85,8 +89,12 @@ def _is_true(head: Head, transformer: Any, linear: nn.Linear) -> bool:
     finally:
         for part, training in modes:
             part.training = training
-    tolerance = 30 * torch.finfo(expected.dtype).eps * float(expected.abs().max())
-    return got.shape == expected.shape and bool(((got - expected).abs() <= tolerance).all())
+    if got.shape != expected.shape:
+        return False
+    size, eps = expected.abs(), torch.finfo(expected.dtype).eps
+    # In half precision 30 roundings may be all that a cap does. But there both round alike.
+    tolerance = 30 * eps * size.max() if expected.dtype == torch.float32 else eps * size
+    return bool(((got - expected).abs() <= tolerance).all())
 
 
 @contextmanager

@@ -1,5 +1,7 @@
 """From the light values of a recipe to models with weights."""
 
+import copy
+import json
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -18,7 +20,8 @@ from limbeck.core.random import seeded
 from limbeck.core.specs import CausalStudent, LocalTeacher, Lora
 from limbeck.losses import pages
 from limbeck.models.causal import CausalModel
-from limbeck.models.facts import config_of, origin_of, tokenizer_of
+from limbeck.models.cut import origins
+from limbeck.models.facts import config_of, kept_layers, origin_of, tokenizer_of
 from limbeck.models.head import head_of
 from limbeck.models.taps import decoder_layers
 
@@ -101,8 +104,8 @@ def save_student(
     """Write a Hugging Face folder: `AutoModelForCausalLM.from_pretrained` loads it.
 
     Adapters are merged into their base. Where one of them is on the output head or the embedding,
-    and these share a weight, each is saved with a weight of its own. Over a quantized or sharded
-    base they are saved as a PEFT adapter, which `from_pretrained` puts on its base again.
+    and these share a weight, each is saved with a weight of its own. Over a quantized base they are
+    saved as a PEFT adapter, which `from_pretrained` puts on its base again.
 
     Args:
         student: the model; its tokenizer is saved with it.
@@ -113,14 +116,14 @@ def save_student(
     module: Any = student.transformer
     with new_folder(folder) as aside:
         if not hasattr(module, "peft_config"):
-            module.save_pretrained(aside, state_dict={k: v.to(dtype) for k, v in weights.items()})
-        elif getattr(module.get_base_model(), "is_quantized", False) or _sharded(module):
+            _write(module, weights, aside, dtype)
+        elif getattr(module.get_base_model(), "is_quantized", False):
             module.save_pretrained(aside, state_dict=dict(weights))
         else:
+            module = _together(module, weights) if _sharded(module) else module
             base = module.get_base_model()
             with _untied(base), _merged(module):
-                merged = _merged_weights(base)
-                base.save_pretrained(aside, state_dict={k: v.to(dtype) for k, v in merged.items()})
+                _write(base, _merged_weights(base), aside, dtype)
         student.tokenizer.save_pretrained(aside)
 
 
@@ -130,7 +133,7 @@ def with_adapters(module: Any, lora: Lora, *, quantized: bool) -> Any:
     Raises:
         ModelError: a target is not there.
     """
-    from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
+    from peft import LoraConfig, prepare_model_for_kbit_training
 
     if quantized:
         module = prepare_model_for_kbit_training(module, use_gradient_checkpointing=False)
@@ -143,12 +146,18 @@ def with_adapters(module: Any, lora: Lora, *, quantized: bool) -> Any:
         task_type="CAUSAL_LM",
     )
     try:
-        with warnings.catch_warnings():
-            # It warns that merging changes both layers that share a weight; see `save_student`.
-            warnings.filterwarnings("ignore", "Model (has|with) `tie_word_embeddings")
-            return get_peft_model(module, config)
+        return _adapted(module, config)
     except (ValueError, TypeError, RuntimeError, OverflowError) as error:
         raise ModelError(f"student.lora.targets: {' '.join(str(error).split())[:200]}") from error
+
+
+def _adapted(module: Any, config: Any) -> Any:
+    from peft import get_peft_model
+
+    with warnings.catch_warnings():
+        # It warns that merging changes both layers that share a weight; see `save_student`.
+        warnings.filterwarnings("ignore", "Model (has|with) `tie_word_embeddings")
+        return get_peft_model(module, config)
 
 
 def _pretrained(spec: Spec, name: str, dtype: torch.dtype | str) -> Any:
@@ -215,14 +224,12 @@ def _cut_from_teacher(spec: CausalStudent, teachers: Mapping[str, Any]) -> Any:
     config = config_of(spec, teachers)
     origin = origin_of(spec, teachers)
     teacher = _pretrained(origin, origin.name, torch.float32)
-    student = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    kept = spec.layers if spec.layers is not None else range(config.num_hidden_layers)
-    theirs, mine = decoder_layers(teacher), decoder_layers(student)
-    inside = {id(value) for value in theirs.state_dict(keep_vars=True).values()}
-    shared = teacher.state_dict(keep_vars=True).items()
-    student.load_state_dict({k: v for k, v in shared if id(v) not in inside}, strict=False)
-    for layer, index in zip(mine, kept, strict=True):
-        layer.load_state_dict(theirs[index].state_dict())
+    student = AutoModelForCausalLM.from_config(
+        config, dtype=torch.float32, trust_remote_code=spec.trust_remote_code
+    )
+    weights = teacher.state_dict()
+    found = origins(student, teacher, kept_layers(spec, config))
+    student.load_state_dict({mine: weights[theirs] for mine, theirs in found.items()})
     if teacher.generation_config is not None:
         student.generation_config = teacher.generation_config
     return student
@@ -230,6 +237,33 @@ def _cut_from_teacher(spec: CausalStudent, teachers: Mapping[str, Any]) -> Any:
 
 def _sharded(module: nn.Module) -> bool:
     return any(isinstance(parameter, DTensor) for parameter in module.parameters())
+
+
+def _together(module: Any, weights: Mapping[str, torch.Tensor]) -> Any:
+    """A model with adapters that is split over processes, in one piece on the CPU."""
+    base, (adapters,) = module.get_base_model(), module.peft_config.values()
+    plain = type(base)(base.config)
+    plain.generation_config = base.generation_config
+    whole = _adapted(plain, copy.deepcopy(adapters))
+    _, unknown = whole.load_state_dict(weights, strict=False)  # a tied weight comes once
+    assert not unknown, unknown
+    return whole
+
+
+def _write(
+    module: Any, weights: Mapping[str, torch.Tensor], folder: Path, dtype: torch.dtype
+) -> None:
+    """Save weights as `dtype`, which the configuration names: as that they are loaded.
+
+    Transformers would name the dtype that the model has in memory.
+    """
+    module.save_pretrained(folder, state_dict={k: v.to(dtype) for k, v in weights.items()})
+    path = folder / "config.json"
+    values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    for part in (values, *values.values()):  # a model of text and pictures has a part for each
+        if isinstance(part, dict) and "dtype" in part:
+            part["dtype"] = str(dtype).removeprefix("torch.")
+    path.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 @contextmanager
@@ -263,11 +297,11 @@ def _untied(base: Any) -> Iterator[None]:
 def _merged_weights(base: nn.Module) -> dict[str, torch.Tensor]:
     """Weights of a base model with adapters merged in, under the base model's own names.
 
-    Tied weights come once.
+    Tied weights come once. Experts have adapters over adapters.
     """
     named = {id(v): (k, v) for k, v in reversed(base.state_dict(keep_vars=True).items())}
     return {
-        name.replace(".base_layer.", "."): value.detach().cpu()
+        ".".join(p for p in name.split(".") if p != "base_layer"): value.detach().cpu()
         for name, value in named.values()
         if ".lora_" not in name
     }

@@ -12,12 +12,13 @@ from contextlib import ExitStack, contextmanager
 from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from limbeck.core.random import stream
 from limbeck.core.types import NO_OFFSET, Encoding, Needs
 from limbeck.models.by_sample import NAME, register
 from limbeck.models.causal import CausalModel
+from limbeck.models.taps import decoder_layers
 
 log = logging.getLogger(__name__)
 
@@ -51,8 +52,10 @@ def packing(wish: Packing, models: Sequence[CausalModel]) -> Iterator[bool]:
     """
     with ExitStack() as stack:
         if wish != "never":
+            # One that keeps few tokens of its own samples also reads those of others.
+            longest = max(model.encoder.max_length for model in models)
             for model in models:
-                stack.enter_context(_by_sample(model))
+                stack.enter_context(_by_sample(model, longest))
         on = wish == "always" or (wish == "auto" and all(map(_pays, models)))
         mixing = [model.name for model in models if not keeps_apart(model)] if on else []
         if mixing:
@@ -68,13 +71,13 @@ def packing(wish: Packing, models: Sequence[CausalModel]) -> Iterator[bool]:
 
 
 @contextmanager
-def _by_sample(model: CausalModel) -> Iterator[None]:
+def _by_sample(model: CausalModel, longest: int) -> Iterator[None]:
     """Attention sample by sample in the block, where it would be torch's over the whole line."""
     before, transformer = _attention(model), model.transformer
     if before != "sdpa" or not transformer._can_set_attn_implementation():
         yield
         return
-    transformer.set_attn_implementation(register(model.encoder.max_length))
+    transformer.set_attn_implementation(register(longest))
     try:
         yield
     finally:
@@ -93,8 +96,11 @@ def keeps_apart(model: CausalModel) -> bool:
 
     A difference is measured against what another first token changes in the rows behind it, so the
     scale of the weights does not matter: a new model, nearly deaf to its context, is not trusted
-    for that.
+    for that. A convolution is never trusted: gates make what it carries across so little while the
+    weights are small that the rest of the context hides it.
     """
+    if _convolves(model):
+        return False
     modes = [(part, part.training) for part in model.module.modules()]
     autocast, dtype = model.autocast, next(model.module.parameters()).dtype
     if "flash" not in _attention(model):  # which has no fp32
@@ -118,6 +124,11 @@ def keeps_apart(model: CausalModel) -> bool:
         float((mine - theirs)[1:].abs().max()) for mine, theirs in zip(alone, other, strict=True)
     )
     return float((together - torch.cat(alone)).abs().max()) <= tolerance * context
+
+
+def _convolves(model: CausalModel) -> bool:
+    layers = decoder_layers(model.transformer)
+    return any(isinstance(part, nn.Conv1d) for layer in layers for part in layer.modules())
 
 
 def _attention(model: CausalModel) -> str:

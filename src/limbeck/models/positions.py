@@ -5,8 +5,8 @@ from typing import Any
 
 from torch import nn
 
-TABLES = ("wpe", "embed_positions", "position_embeddings", "pos_encoding")
-"""What transformers' architectures call such a table: GPT-2's, OPT's, BERT's, CTRL's."""
+TABLES = ("wpe", "embed_positions", "position_embeddings", "pos_encoding", "positions_embed")
+"""What transformers' architectures call such a table: GPT-2's, OPT's, BERT's, CTRL's, GPT's."""
 
 SPARE = 2
 """Rows of a table that no position uses, at most: OPT and BART begin at the third."""

@@ -4,8 +4,10 @@ What is drawn for a prompt depends on its own seed alone, not on what stands bes
 So an answer that is asked for again comes out the same, whatever else is asked for.
 """
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -16,7 +18,10 @@ from limbeck.core.text import until
 from limbeck.core.types import Sampling
 from limbeck.models.drawing import Draw, Scores
 from limbeck.models.following import Follower
+from limbeck.models.positions import known_positions
 from limbeck.models.taps import inside
+
+log = logging.getLogger(__name__)
 
 Shift = Callable[[Tensor, Tensor], Tensor]
 """Another distribution in place of the model's: (token ids so far, logits) -> logits."""
@@ -39,7 +44,7 @@ class Continuation:
 
     Attributes:
         text: behind the prompt; without the end-of-sequence token, and cut before a stop string.
-        ended: whether the model ended it; False where `max_tokens` did.
+        ended: whether the model ended it; False where `max_tokens` or its last position did.
         ids: the tokens, an end-of-sequence token too.
         logp: of each token, nats, at temperature 1 and over all tokens; None where not asked for.
         top: for each token, the likeliest ids at its place with theirs.
@@ -63,6 +68,9 @@ def write(
 ) -> list[Continuation]:
     """Continue each draft until an end-of-sequence token, a stop string or `max_tokens`.
 
+    A model that knows no more than so many positions writes no further than to the last of them:
+    nothing where the draft alone is that long.
+
     Drafts are sorted by length and run in batches, padded on the left. `sampling.seed` plays no
     part: drafts bring their own.
 
@@ -75,14 +83,18 @@ def write(
         shift: makes, of a batch's attention mask [b, t], what changes its logits before a token is
             drawn.
     """
-    order = sorted(range(len(drafts)), key=lambda index: len(drafts[index].ids))
-    found: dict[int, Continuation] = {}
+    room = _room(transformer, drafts, sampling.max_tokens)
+    writing = [index for index, tokens in enumerate(room) if tokens]
+    order = sorted(writing, key=lambda index: len(drafts[index].ids))
+    nothing = Continuation(
+        text="", ended=False, ids=[], logp=None if sampling.scores is None else []
+    )
+    found = dict.fromkeys(range(len(drafts)), nothing)
     for first in range(0, len(order), BATCH):
         chosen = order[first : first + BATCH]
-        batch = [drafts[index] for index in chosen]
-        found |= zip(
-            chosen, _batch(transformer, tokenizer, batch, sampling, pad, shift), strict=True
-        )
+        batch, most = [drafts[index] for index in chosen], [room[index] for index in chosen]
+        said = _batch(transformer, tokenizer, batch, most, sampling, pad, shift)
+        found |= zip(chosen, said, strict=True)
     return [found[index] for index in range(len(drafts))]
 
 
@@ -90,6 +102,7 @@ def _batch(
     transformer: Any,
     tokenizer: PreTrainedTokenizerBase,
     drafts: Sequence[Draft],
+    most: Sequence[int],
     sampling: Sampling,
     pad: int,
     shift: Callable[[Tensor], Shift] | None,
@@ -109,25 +122,44 @@ def _batch(
     last = torch.tensor(ends, device=device, dtype=torch.int64)
     stop: Any = StopStringCriteria(tokenizer, list(sampling.stop)) if sampling.stop else None
     going = torch.ones(len(drafts), 1, dtype=torch.bool, device=device)
-    length = torch.zeros(len(drafts), 1, dtype=torch.int64, device=device)
-    for _ in range(sampling.max_tokens):
+    ended, length = ~going, torch.zeros_like(going, dtype=torch.int64)
+    room = torch.tensor(most, device=device)[:, None]
+    for _ in range(max(most)):
         logits = follow(ids)
         for change in shifts:
             logits = change(ids, logits)
         drawn = draw(logits).masked_fill_(~going, pad)
         ids = torch.cat([ids, drawn], 1)
         length += going
-        going &= ~torch.isin(drawn, last)
+        over = torch.isin(drawn, last)
         if stop is not None:
             # Of what is written: a stop string must not begin in the prompt.
-            going &= ~stop(ids[:, width:], None)[:, None]
+            over |= stop(ids[:, width:], None)[:, None]
+        ended |= going & over
+        going &= ~over & (length < room)
         if not bool(going.any()):
             break
-    lines = torch.cat([length, going, ids[:, width:]], 1).tolist()
+    lines = torch.cat([length, ended, ids[:, width:]], 1).tolist()
     return [
-        _written(tokenizer, draft.ids, line[:kept], draw.scores(row, kept), bool(on), sampling)
-        for row, (draft, (kept, on, *line)) in enumerate(zip(drafts, lines, strict=True))
+        _written(tokenizer, draft.ids, line[:kept], draw.scores(row, kept), bool(over), sampling)
+        for row, (draft, (kept, over, *line)) in enumerate(zip(drafts, lines, strict=True))
     ]
+
+
+def _room(transformer: Any, drafts: Sequence[Draft], max_tokens: int) -> list[int]:
+    """How many tokens fit behind each draft."""
+    most = known_positions(transformer, inside(transformer).config)
+    if most is None:
+        return [max_tokens] * len(drafts)
+    left = [most - len(draft.ids) for draft in drafts]
+    if min(left) <= 0:
+        _say_full(most)
+    return [max(0, min(max_tokens, tokens)) for tokens in left]
+
+
+@cache  # once
+def _say_full(most: int) -> None:
+    log.warning("behind prompts of %d tokens or more the model has no position to write at", most)
 
 
 def _written(
@@ -135,15 +167,14 @@ def _written(
     prompt: Sequence[int],
     ids: list[int],
     scores: Scores,
-    going: bool,
+    ended: bool,
     sampling: Sampling,
 ) -> Continuation:
     whole = text_behind(tokenizer, prompt, ids)
     text = until(whole, sampling.stop)
     logp, top = scores
     # A stop string may be seen in tokens and not in their text, and the other way about.
-    ended = not going or text != whole
-    return Continuation(text=text, ended=ended, ids=ids, logp=logp, top=top)
+    return Continuation(text=text, ended=ended or text != whole, ids=ids, logp=logp, top=top)
 
 
 def text_behind(

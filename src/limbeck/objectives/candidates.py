@@ -21,7 +21,8 @@ class Candidates:
     term `cross_entropy` belongs beside it.
 
     Attributes:
-        divergence: `forward`, `reverse` or `jensen_shannon`.
+        divergence: `forward`, `reverse` or `jensen_shannon`. An answer with a share of 0 would make
+            `reverse` infinite, and is left out of its group there.
         beta: the teacher's part of the mixture, of `jensen_shannon`.
         normalise_length: divide log-probabilities by the number of tokens first, so that a long
             answer is not unlikely because it is long.
@@ -47,6 +48,8 @@ class Candidates:
         if self.normalise_length:
             logp = logp / length.clamp(min=1)
         known = ~student.score.isnan()
+        if self.divergence == "reverse":
+            known &= student.score > 0
         found = losses.candidates(
             logp[known],
             student.score[known],

@@ -15,6 +15,9 @@ ORDER: tuple[Relation, ...] = ("query", "key", "value")
 ATTENTION = ("self_attn", "attn", "attn.attention")
 """What decoder layers call their attention, where it has a projection each."""
 
+GATED = ("qwen3_next", "qwen3_5", "qwen4_exp")
+"""Architectures, or how their names begin, whose `q_proj` gives each head a query and a gate."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Slice:
@@ -48,9 +51,10 @@ def find_slice(network: Network, layer: int, relation: Relation) -> Slice:
     """Where the vectors of a layer are.
 
     Known are a projection each (`q_proj`, `k_proj`, `v_proj`: Llama, Qwen, Mistral, Gemma, OPT,
-    GPT-J, GPT-Neo), `attn.c_attn` of GPT-2 and of GPT-BigCode with one head of keys, and Phi-3's
-    `self_attn.qkv_proj` (one after the other), and GPT-NeoX's `attention.query_key_value` and
-    `attn.c_attn` of GPT-BigCode with many (head by head).
+    GPT-J, GPT-Neo; Qwen3-Next and Qwen3.5 less the gates), `attn.c_attn` of GPT-2 and of
+    GPT-BigCode with one head of keys, and Phi-3's `self_attn.qkv_proj` (one after the other), and
+    GPT-NeoX's `attention.query_key_value` and `attn.c_attn` of GPT-BigCode with many (head by
+    head).
 
     Raises:
         RecipeError: the layer has none of these.
@@ -60,6 +64,9 @@ def find_slice(network: Network, layer: int, relation: Relation) -> Slice:
     for attention in ATTENTION:
         site = f"{prefix}.{attention}.{relation[0]}_proj"
         if (width := _width(network, site)) is not None:
+            if relation == "query" and network.architecture().startswith(GATED):
+                heads = network.heads()
+                return Slice(site=site, width=width // 2, groups=heads, stride=width // heads)
             return Slice(site=site, width=width)
     site = f"{prefix}.attn.c_attn"
     if (width := _width(network, site)) is not None:

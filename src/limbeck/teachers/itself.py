@@ -10,7 +10,8 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
 from limbeck.core.specs import SelfTeacher
@@ -88,17 +89,25 @@ class Itself:
         if self.spec.update != "ema" or self.copy is None:
             return
         with torch.no_grad():
-            for mine, theirs in zip(self._own(), self.student.module.parameters(), strict=True):
+            student = self.student.module.parameters()
+            for (_, parameter), theirs in zip(self._copied(self.copy.module), student, strict=True):
+                mine = _local(parameter)
                 mine.lerp_(_local(theirs).to(mine.dtype), 1 - self.spec.decay)
 
-    def _own(self) -> Iterator[Tensor]:
-        assert self.copy is not None
-        return (_local(parameter) for parameter in self.copy.module.parameters())
+    def _copied(self, copy: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+        """The copy's parameters, split as the student's are where these are.
+
+        FSDP leaves the outermost part of a teacher whole after a forward pass; then its parameters
+        are for that pass only, and what is done to them is lost.
+        """
+        if isinstance(copy, FSDPModule):
+            copy.reshard()
+        return copy.named_parameters()
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
         """What a resumed run needs: a copy that has moved."""
         if self.spec.update == "ema" and self.copy is not None:
-            yield from self.copy.module.named_parameters()
+            yield from self._copied(self.copy.module)
 
 
 def needs_copy(spec: SelfTeacher, *, adapters: bool) -> bool:

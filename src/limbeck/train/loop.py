@@ -31,8 +31,6 @@ from limbeck.train.phases import phase
 from limbeck.train.prepare import MicroBatch, Preparation
 
 PROJECTION: Needs = frozenset({"projection"})
-TINY = torch.finfo(torch.float32).tiny
-"""Stands for a count of 0: a term without rows in a step contributes 0, not NaN."""
 
 
 class Student(Reader, Protocol):
@@ -190,7 +188,7 @@ class Trainer:
         layout = torch.tensor([float(tokens), float(positions), float(unaligned)])
         totals = torch.cat([counts.sum(0), layout]).to(mesh.device, non_blocking=True)
         rows, layout = mesh.sum(totals).tensor_split([-3])
-        counts = rows.clamp(min=TINY)
+        counts = torch.where(rows > 0, rows, 1.0)  # a term without rows in a step contributes 0
         terms = [term.at(state.step / self.steps) for term in self.terms]
         if self.balance == "gradient" and state.step % EVERY_STEPS == 0:
             norms = self.gradient_norms(micros[0], terms, counts)
