@@ -1,5 +1,7 @@
 """From a recipe's words to a model and back to a folder: its kernel, its weights, their dtype."""
 
+import copy
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -8,6 +10,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from limbeck.core.errors import ModelError
 from limbeck.core.specs import CausalStudent, LocalTeacher, Lora
+from limbeck.core.types import Sample, Turn
 from limbeck.losses import pages
 from limbeck.models.load import load_student, load_teacher, save_student
 
@@ -70,6 +73,22 @@ def test_a_kernel_whose_package_is_missing_is_named_in_one_line(tiny_teacher, mo
     monkeypatch.setattr(PreTrainedModel, "set_attn_implementation", missing)
     said = refused(LLAMA, "flash_attention_2", str(tiny_teacher))
     assert said.endswith("flash_attention_2 is toggled on but its package is not installed")
+
+
+def test_a_pad_token_that_only_the_tokenizer_was_given_is_never_looked_up(
+    tiny_teacher, tokenizer, tmp_path
+):
+    folder = shutil.copytree(tiny_teacher, tmp_path / "padded")
+    padded = copy.deepcopy(tokenizer)
+    padded.add_special_tokens({"pad_token": "[beyond the embedding]"})
+    padded.save_pretrained(folder)
+    model = load_teacher(LocalTeacher(name=str(folder)), CPU, 64)
+    beyond = model.tokenizer.pad_token_id
+    assert beyond >= len(model.embeddings())
+    texts = ("one", "one two three four five")
+    samples = [Sample(id=text, turns=(Turn(text=text, learn=True),)) for text in texts]
+    view = model.collate([model.encode(sample) for sample in samples])
+    assert model.read(view, frozenset({"logits"})).logits.isfinite().all()
 
 
 def test_weights_that_cannot_be_gathered_are_copied_only_to_be_trained(tiny_teacher, monkeypatch):

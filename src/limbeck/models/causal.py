@@ -60,6 +60,8 @@ class CausalModel:
     ) -> None:
         self.module, self.tokenizer, self.name = module, tokenizer, name
         self.encoder = Encoder(tokenizer, max_length)
+        if self.encoder.pad >= len(self._embedding()):  # a token that only the tokenizer was given
+            self.encoder.pad = self.encoder.eos or 0  # nobody looks at padding
         self.vocabulary = vocabulary_fingerprint(tokenizer)
         self.autocast, self.head = autocast, head
         self.packs_from = math.inf  # share of padding; see models/packing.py
@@ -204,8 +206,11 @@ class CausalModel:
 
     def embeddings(self) -> Tensor:
         """[v, d] its input embeddings, detached."""
-        weight = inside(self.transformer).get_input_embeddings().weight.detach()
+        weight = self._embedding().detach()
         return weight.full_tensor() if isinstance(weight, DTensor) else weight
+
+    def _embedding(self) -> Tensor:
+        return inside(self.transformer).get_input_embeddings().weight
 
     def attribution(self, view: View, site: str) -> Tensor:
         """[n, d] |d sum of log p(label) / d hidden| at each row of a view.
