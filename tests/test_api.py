@@ -3,14 +3,18 @@
 import dataclasses
 
 import pytest
+import yaml
 
 import limbeck
 import limbeck.recipe.resolve  # noqa: F401  # registers the kinds
 from limbeck.core.errors import RecipeError
 from limbeck.core.registry import kinds
+from limbeck.core.specs import CausalStudent, LocalTeacher
+from limbeck.evals import Perplexity
 from limbeck.objectives import CrossEntropy, ForwardKL
 from limbeck.recipe.resolve import dump, to_mapping
 from limbeck.recipe.schema import Price, Recipe, Term, Train
+from limbeck.sources import Dataset
 
 
 def test_seven_lines_give_a_better_student(tiny_teacher, tiny_data, tmp_path):
@@ -69,6 +73,75 @@ def test_run_takes_a_value_a_mapping_or_a_path(make_recipe, tmp_path):
     limbeck.run(recipe, tmp_path / "value", resume=True)
     with pytest.raises(RecipeError, match="No such file"):
         limbeck.run(tmp_path / "none.yaml", tmp_path / "none")
+
+
+def test_a_value_is_checked_like_what_is_written(tiny_teacher, tiny_data, tmp_path):
+    """A term need not name the only teacher, as in a file."""
+    parts = {
+        "student": CausalStudent(name=str(tiny_teacher)),
+        "source": Dataset(path=str(tiny_data), holdout=0),
+        "teachers": {"big": LocalTeacher(name=str(tiny_teacher))},
+        "terms": (Term(objective=ForwardKL()),),
+        "train": Train(steps=1, batch_tokens=100),
+    }
+    assert limbeck.run(Recipe(**parts), tmp_path / "run").train.steps == 1
+    written = {**parts, "terms": [{"objective": ForwardKL()}, "cross_entropy"], "evals": []}
+    assert limbeck.run(Recipe(**written), tmp_path / "written").train.steps == 1
+    for changes, field in (
+        ({"terms": ()}, "terms"),
+        ({"terms": [{"weight": 1}]}, "terms.0"),
+        ({"terms": [5]}, "terms.0"),
+        ({"teachers": 5}, "teachers"),
+        ({"teachers": {"big": 5}}, "teachers.big"),
+        ({"evals": [5]}, "evals.0"),
+        ({"train": {"stepz": 1}}, "train.stepz"),
+        ({"train": 5}, "train"),
+        ({"source": 5}, "source"),
+    ):
+        with pytest.raises(RecipeError) as error:
+            limbeck.run(Recipe(**{**parts, **changes}), tmp_path / "wrong")
+        assert error.value.field == field
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        {"terms": ["forward_kl"]},
+        {"terms": "forward_kl"},
+        {"terms": [{"objective": {"kind": "forward_kl"}}]},
+        {"terms": {"objective": "forward_kl"}},
+        {"terms": ForwardKL()},
+        {"terms": Term(objective=ForwardKL())},
+        {"evals": "perplexity"},
+        {"evals": Perplexity()},
+        {"evals": [{"kind": "perplexity"}]},
+    ],
+)
+def test_terms_and_evaluations_may_be_written_and_single(tiny_teacher, tiny_data, tmp_path, parts):
+    where = {"student": tiny_teacher, "teacher": tiny_teacher, "data": tiny_data}
+    settings = {"evals": [], "steps": 1, "batch_tokens": 100, **parts}
+    limbeck.distill(**where, **settings, out=tmp_path / "run")
+    made = yaml.safe_load((tmp_path / "run" / "recipe.yaml").read_text())
+    assert [term["objective"]["kind"] for term in made["terms"]] == ["forward_kl"]
+    assert [one["kind"] for one in made["evals"]] == (["perplexity"] if "evals" in parts else [])
+
+
+@pytest.mark.parametrize(
+    ("parts", "field"),
+    [
+        ({"terms": 5}, "terms.0"),
+        ({"terms": [None]}, "terms.0"),
+        ({"terms": [Term(objective="forward_kl")]}, "terms.0"),
+        ({"evals": 5}, "evals.0"),
+        ({"evals": [ForwardKL]}, "evals.0"),
+        ({"teacher": 5}, "teacher"),
+    ],
+)
+def test_what_is_no_part_is_named(tiny_teacher, tiny_data, tmp_path, parts, field):
+    where = {"student": tiny_teacher, "teacher": tiny_teacher, "data": tiny_data, **parts}
+    with pytest.raises(RecipeError) as error:
+        limbeck.distill(**where, out=tmp_path / "run")
+    assert error.value.field == field
 
 
 NAMES = {

@@ -1,5 +1,6 @@
 """Wrong input ends with one line that says where, exit code 2, and no traceback."""
 
+import errno
 import json
 import os
 import pickle
@@ -307,6 +308,7 @@ OVERRIDES = {
     "train.steps=!!python/name:os.x y": "is not a plain value",
     "student.layers=[9]": "student.layers: layer 9 does not exist",
     "train.clip=.nan": "train.clip: ",
+    "terms.0.objective.temprature=2": "unknown field; did you mean 'temperature'?",
 }
 
 
@@ -592,3 +594,103 @@ def test_init_writes_a_recipe_once(call, tmp_path, tiny_teacher, tiny_data):
     text = out.read_text()
     refused(call("init", "forward_kl", "--out", out), "--out: ", "exists; name another file")
     assert out.read_text() == text
+
+
+def test_init_and_run_in_one_folder_keep_the_recipe(call, tmp_path, tiny_teacher, tiny_data):
+    """The advice to resume would have replaced it."""
+    out = tmp_path / "recipe.yaml"
+    settings = ("--teacher", tiny_teacher, "--student", tiny_teacher, "--data", tiny_data)
+    assert call("init", "forward_kl", "--out", out, *settings).code == 0
+    text = out.read_text()
+    for more in ((), ("--resume",)):
+        line = call("run", out, "--out", tmp_path, "train.steps=1", *more)
+        refused(line, f"--out: {tmp_path} holds your recipe; give a folder of its own")
+    assert out.read_text() == text
+    assert [path.name for path in tmp_path.iterdir()] == ["recipe.yaml"]
+
+
+def test_a_demo_of_a_recipe_writes_nothing_into_a_folder_that_it_refuses(call, write, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "thesis.txt").touch()
+    refused(call("run", write(), "--out", tmp_path / "out", "--demo"), "holds no run")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["thesis.txt"]
+
+
+def test_two_arms_of_one_name_are_refused(call, write, tmp_path):
+    (tmp_path / "other").mkdir()
+    other = shutil.copy(write(), tmp_path / "other")
+    more = ("--task", "a=x.jsonl,y.jsonl", "--out", tmp_path / "out")
+    line = call("continual", tmp_path / "recipe.yaml", other, *more)
+    refused(line, "RECIPE: two recipes are called 'recipe'; rename one")
+
+
+SECRETS = {
+    "a key as the variable": ("key_variable: sk-SECRET", "key_variable: the name of"),
+    "a key in a list": ("key_variable: [sk-SECRET]", "key_variable: the name of"),
+    "a password in the address": ("url: 'https://u:SECRET@h/v1'", "url: an address such as"),
+    "no text": ("url: [SECRET]", "url: an address such as"),
+}
+
+
+@pytest.mark.parametrize("what", SECRETS)
+def test_a_secret_in_the_wrong_place_is_not_repeated(what, call, write, tiny_teacher):
+    field, reason = SECRETS[what]
+    fields = {"url": "url: 'http://127.0.0.1:1/v1'", "key_variable": "key_variable: KEY"}
+    fields[field.partition(":")[0]] = field
+    server = f"{{kind: server, model: m,\n    {', '.join(fields.values())}}}"
+    path = write(f"{{name: {tiny_teacher}}}", server)
+    said = refused(call("plan", path), f"{path}:4: teachers.big.{reason}")
+    assert "SECRET" not in said
+
+
+def test_a_place_that_is_read_only_is_the_users_affair(call, write, tmp_path, monkeypatch):
+    def refuses(path, *_, **__):
+        raise OSError(errno.EROFS, "Read-only file system", str(path))
+
+    monkeypatch.setattr("pathlib.Path.mkdir", refuses)
+    out = tmp_path / "out"
+    refused(call("run", write(), "--out", out), f"{out}: Read-only file system")
+    monkeypatch.undo()
+    (tmp_path / "file").touch()
+    refused(call("run", write(), "--out", tmp_path / "file" / "out"), "out: Not a directory")
+
+
+@pytest.mark.parametrize(("command", "advice"), [("run", True), ("generate", False)])
+def test_only_a_run_is_told_to_resume(call, write, tmp_path, monkeypatch, command, advice):
+    def stops(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(f"limbeck.recipe.{command}.{command}", stops)
+    line = call(command, write(), *(["--out", tmp_path / "out"] if advice else []))
+    assert line.code == 130
+    assert ("--resume" in line.err) == advice
+
+
+def test_faults_without_a_rate_are_refused(call):
+    refused(call("mock-teacher", "--faults", "429"), "--faults: ", "--fault-rate 0.3")
+
+
+def test_a_log_that_cannot_be_written_is_refused(call, tmp_path):
+    log = tmp_path / "none" / "log.jsonl"
+    refused(call("mock-teacher", "--log", log), f"--log: {log}: No such file")
+
+
+@pytest.mark.parametrize(("closed", "left"), [("1", "2"), ("2", "1")])
+def test_a_closed_stream_is_no_error(write, closed, left):
+    shown = f'exec "$0" -m limbeck plan "$1" {closed}>&-'
+    command = ["sh", "-c", shown, sys.executable, str(write())]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0
+    assert ("steps" in done.stdout) == (left == "1")
+    assert done.stderr == ""
+
+
+def test_letters_that_the_terminal_lacks_are_no_error(write, tmp_path):
+    """They would lose a complete run its exit code."""
+    out = tmp_path / "Läufe"
+    command = [sys.executable, "-m", "limbeck", "run", str(write()), "--out", str(out)]
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONIOENCODING": "ascii"}
+    done = subprocess.run(command, capture_output=True, env=env, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert b"L?ufe" in done.stdout
+    assert (out / "report.md").exists()

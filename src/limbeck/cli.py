@@ -1,5 +1,6 @@
 """The command line. Exit codes: 0 done, 1 it failed, 2 the input is wrong, 130 interrupted."""
 
+import errno
 import logging
 import os
 import sys
@@ -7,7 +8,7 @@ import traceback
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 
@@ -15,6 +16,9 @@ import typer
 from limbeck.core.errors import DataError, Interrupted, LimbeckError, ModelError, RecipeError
 
 INTERRUPTED = 130
+
+REFUSED = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR}
+"""What a system says of a place that the user may not write to, or cannot."""
 
 PIPE_WIDTH = 5000
 """Columns where there is no terminal: rich would cut a long path at 80."""
@@ -119,8 +123,11 @@ def run(
 
     For several processes: torchrun --nproc-per-node 2 -m limbeck run RECIPE --out DIR
     """
+    from limbeck.recipe.folder import look
     from limbeck.recipe.run import run as run_recipe
 
+    if demo:
+        look(out, resume)  # before the data is written there
     document, resolved = _resolve(recipe, settings, out / ".data" if demo else None)
     if demo:
         from limbeck.recipe.cache import make_caches
@@ -295,6 +302,9 @@ def continual(
             raise RecipeError("--replay", f"{text!r} is not RECIPE=SHARE") from None
         if name not in {path.stem for path in recipes} or not 0 <= shares[name] < 1:
             raise RecipeError("--replay", f"{text!r}: a RECIPE's name, and a share below 1")
+    names = [path.stem for path in recipes]
+    if twice := [name for index, name in enumerate(names) if name in names[:index]]:
+        raise RecipeError("RECIPE", f"two recipes are called {twice[0]!r}; rename one")
     arms = {path.stem: read(path) for path in recipes}
     settings = {"match": match, "max_tokens": max_tokens}
     print(page(learn(arms, stages, out, test=settings, replay=shares)))
@@ -315,6 +325,7 @@ def demo(
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point: every failure becomes one line on stderr and an exit code."""
+    _ready_streams()
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     libraries = ("httpx", "httpx2", "transformers", "datasets", "matplotlib", "filelock")
     for noisy in (*libraries, "fsspec", "bitsandbytes"):
@@ -335,7 +346,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         code = app(given, standalone_mode=False)
         if code == INTERRUPTED:  # typer swallows Ctrl-C
-            _fail("interrupted; if a checkpoint was written, --resume goes on from it", code, debug)
+            advice = "; if a checkpoint was written, --resume goes on from it"
+            _fail("interrupted" + (advice if given[:1] == ["run"] else ""), code, debug)
         sys.exit(code if isinstance(code, int) else 0)
     except Interrupted as error:
         _fail(str(error), INTERRUPTED, debug)
@@ -346,11 +358,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except BrokenPipeError:
         sys.stderr.close()
         sys.exit(1)
+    except OSError as error:
+        if error.errno not in REFUSED or error.filename is None:
+            _crash(error, debug)
+        _fail(f"{error.filename}: {error.strerror}", 2, debug)
     except Exception as error:  # the last resort: say what happened, not how Python got there
         if hasattr(error, "format_message"):  # a usage error of click, which typer may bundle
             _fail(f"{error.format_message() or 'a command is missing'} (limbeck --help)", 2, debug)  # pyright: ignore
-        place = _place(error)
-        _fail(f"{type(error).__name__}: {error} (in {place}; --debug shows more)", 1, debug)
+        _crash(error, debug)
 
 
 def _resolve(
@@ -390,12 +405,30 @@ def _show(page: str, out: Path) -> None:
     print(f"\nreport: {out / 'report.md'}   student: {out / 'student'}")
 
 
+def _ready_streams() -> None:
+    """What is said into a closed stream is lost, and what an encoding has no letter for is a `?`.
+
+    A closed one is replaced, since the next file to be opened would take its place.
+    """
+    for name in ("stdout", "stderr"):
+        stream: Any = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
+        elif name == "stdout" and hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")
+
+
 def _place(error: BaseException) -> str:
     frames = traceback.extract_tb(error.__traceback__)
     return f"{Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else "limbeck"
 
 
-def _fail(message: str, code: int, debug: bool) -> None:
+def _crash(error: Exception, debug: bool) -> NoReturn:
+    place = _place(error)
+    _fail(f"{type(error).__name__}: {error} (in {place}; --debug shows more)", 1, debug)
+
+
+def _fail(message: str, code: int, debug: bool) -> NoReturn:
     if debug:
         traceback.print_exc()
     print(" ".join(message.split()), file=sys.stderr)

@@ -6,10 +6,12 @@ writes the data and the recipe, watches the metrics files, and puts the reports 
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -18,7 +20,7 @@ import yaml
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from limbeck.core.errors import LimbeckError, RecipeError
+from limbeck.core.errors import Interrupted, LimbeckError, RecipeError
 from limbeck.core.files import write_json, write_text
 from limbeck.demo import model_path, problems, write_jsonl
 
@@ -27,7 +29,6 @@ TEST_ROWS = 300
 UNSEEN_ROWS = 150
 STEPS = 200
 ARMS = ("teacher", "before", "control", "after")
-INTERRUPTED = 130  # what a run says that was ended because another one failed
 TITLES = {
     "teacher": "teacher",
     "before": "student before",
@@ -51,11 +52,15 @@ def run_demo(out: Path, seeds: int) -> str:
     Raises:
         RecipeError: `out` holds something else.
         LimbeckError: a run failed.
+        Interrupted: by Ctrl-C.
     """
-    folders = [out] + [out.with_name(f"{out.name}-seed-{seed}") for seed in range(1, seeds)]
     data = out / ".data"
+    if out.exists() and not out.is_dir():
+        raise RecipeError("--out", f"{out} is a file, not a folder")
     if out.exists() and not data.exists() and any(out.iterdir()):
         raise RecipeError("--out", f"{out} is not empty and holds no demo; give another folder")
+    named = out if out.name not in ("", "..") else out.resolve()  # `.` has no name of its own
+    folders = [out, *(named.with_name(f"{named.name}-seed-{seed}") for seed in range(1, seeds))]
     data.mkdir(parents=True, exist_ok=True)
     write_jsonl(data / "train.jsonl", problems(0, "train", TRAIN_ROWS))
     write_jsonl(data / "problems.jsonl", problems(0, "test", TEST_ROWS))
@@ -63,19 +68,7 @@ def run_demo(out: Path, seeds: int) -> str:
         write_jsonl(data / f"{split}.jsonl", problems(0, split, UNSEEN_ROWS))
     write_text(data / "recipe.yaml", yaml.safe_dump(recipe(data), sort_keys=False))
     began = time.perf_counter()
-    children = [_start(data / "recipe.yaml", folder, seed) for seed, folder in enumerate(folders)]
-    try:
-        _watch(children, folders)
-    finally:
-        for child in children:
-            if child.poll() is None:
-                child.terminate()  # it writes a checkpoint, from which the next demo goes on
-        for child in children:
-            child.wait()
-    for child, folder in zip(children, folders, strict=True):
-        if child.returncode > 0 and child.returncode != INTERRUPTED:
-            said = (folder / ".log").read_text().strip().splitlines() or ["no message"]
-            raise LimbeckError(f"the demo's run in {folder} failed: {said[-1]}")
+    _run_all(data / "recipe.yaml", folders)
     reports = [json.loads((folder / "report.json").read_text()) for folder in folders]
     summary = summarize(reports)
     write_json(out / "demo.json", summary)
@@ -194,8 +187,52 @@ def _cell(values: Sequence[float] | None, unit: str) -> str:
     return one(mean(values)) + (f" [{one(low)}, {one(high)}]" if low != high else "")
 
 
+def _run_all(recipe: Path, folders: Sequence[Path]) -> None:
+    """One run for each folder, until all are done; if one fails, the others are stopped."""
+    children = [_start(recipe, folder, seed) for seed, folder in enumerate(folders)]
+    try:
+        with _stopped_as_by_ctrl_c():
+            _watch(children, folders)
+        fallen = [child for child in children if child.poll()]
+    except KeyboardInterrupt:
+        raise Interrupted("the demo was stopped; the same command goes on") from None
+    finally:
+        for child in children:
+            if child.poll() is None:
+                child.terminate()  # it writes a checkpoint, from which the next demo goes on
+        for child in children:
+            child.wait()
+    for child, folder in zip(children, folders, strict=True):
+        if child in fallen:
+            raise LimbeckError(f"the demo's run in {folder} {_fate(child.returncode, folder)}")
+
+
+def _fate(code: int, folder: Path) -> str:
+    """How a run ended that should not have."""
+    if code < 0:
+        return f"was ended by a signal ({signal.strsignal(-code)}); the same command goes on"
+    said = (folder / ".log").read_text().strip().splitlines() or ["no message"]
+    return f"failed: {said[-1]}"
+
+
+@contextmanager
+def _stopped_as_by_ctrl_c() -> Iterator[None]:
+    """The runs have a session of their own, so all that stops the demo has to stop them."""
+    numbers = (signal.SIGTERM, signal.SIGHUP)
+    before = {number: signal.signal(number, signal.default_int_handler) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 def _start(recipe: Path, folder: Path, seed: int) -> subprocess.Popen[bytes]:
-    """A run of its own: one thread each, since models this small gain nothing from more."""
+    """A run of its own: one thread each, since models this small gain nothing from more.
+
+    In a session of its own, too: a terminal's Ctrl-C would reach it besides the demo's signal, and
+    the second one ends a run at once.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     shown = [sys.executable, "-m", "limbeck", "run", str(recipe), "--out", str(folder)]
     shown += [f"seed={seed}"]
@@ -203,7 +240,9 @@ def _start(recipe: Path, folder: Path, seed: int) -> subprocess.Popen[bytes]:
         shown += ["--resume"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
     with (folder / ".log").open("wb") as log:
-        return subprocess.Popen(shown, stdout=log, stderr=log, env=environment)
+        return subprocess.Popen(
+            shown, stdout=log, stderr=log, env=environment, start_new_session=True
+        )
 
 
 def _watch(children: Sequence[subprocess.Popen[bytes]], folders: Sequence[Path]) -> None:

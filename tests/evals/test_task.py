@@ -113,6 +113,12 @@ def test_bad_rows_are_named(tmp_path: Path, line: str, reason: str) -> None:
     assert reason in str(caught.value)
 
 
+def test_a_file_may_be_given_from_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "t.jsonl").write_text('{"prompt": "2+2=", "answer": "4"}\n')
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert len(Task(name="t", path="~/t.jsonl", match="last_number").problems()) == 1
+
+
 def test_empty_missing_and_binary_files(tmp_path: Path) -> None:
     (tmp_path / "empty").write_text("\n")
     (tmp_path / "binary").write_bytes(b"\xff\xfe\x00")
@@ -173,6 +179,8 @@ def test_suite_refuses_equal_names(path: str) -> None:
         run_suite([Task(name="sums", path=path)] * 2, Parrot({}), None, [])
     with pytest.raises(RecipeError, match="'top1'"):
         run_suite([Agreement(), Task(name="top1", path=path)], Parrot({}), None, [])
+    with pytest.raises(RecipeError, match="'kl_nats' is what `agreement` finds"):
+        run_suite([Task(name="kl_nats", path=path)], Parrot({}), None, [])
 
 
 def test_speed_is_the_median_after_a_warm_up() -> None:

@@ -75,6 +75,20 @@ def test_a_kernel_whose_package_is_missing_is_named_in_one_line(tiny_teacher, mo
     assert said.endswith("flash_attention_2 is toggled on but its package is not installed")
 
 
+def test_a_folder_may_be_given_from_home(tiny_teacher, monkeypatch):
+    monkeypatch.setenv("HOME", str(tiny_teacher.parent))
+    home = f"~/{tiny_teacher.name}"
+    assert load_teacher(LocalTeacher(name=home), CPU, 64).name == home
+    assert load_student(CausalStudent(name=home), {}, CPU, seed=0).name == home
+
+
+@pytest.mark.parametrize(("layers", "name"), [(None, "big[copy]"), ((0,), "big[1 layers]")])
+def test_a_student_is_named_after_what_it_keeps_of_its_teacher(layers, name, tiny_teacher):
+    teachers = {"big": LocalTeacher(name=str(tiny_teacher))}
+    spec = CausalStudent(from_="big", layers=layers)
+    assert load_student(spec, teachers, CPU, seed=0).name == name
+
+
 def test_a_pad_token_that_only_the_tokenizer_was_given_is_never_looked_up(
     tiny_teacher, tokenizer, tmp_path
 ):

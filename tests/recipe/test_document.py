@@ -120,3 +120,12 @@ def test_an_alias_bomb_is_refused_before_it_unfolds():
     lines += [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]" for i in range(1, 30)]
     with pytest.raises(RecipeError, match="anchors and aliases"):
         parse("\n".join(lines))
+
+
+def test_a_setting_inside_a_bare_kind_makes_a_mapping_of_it():
+    made = override(parse(TEXT), ["terms.1.objective.temperature=2", "seed=3"])
+    assert made.values["terms"][1]["objective"] == {"kind": "cross_entropy", "temperature": 2}
+    evals = override(parse("evals: [agreement]"), ["evals.0.batch_tokens=9"]).values["evals"]
+    assert evals == [{"kind": "agreement", "batch_tokens": 9}]
+    with pytest.raises(RecipeError, match="no such place"):
+        override(parse("student: {name: x}"), ["student.name.y=1"])

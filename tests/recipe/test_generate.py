@@ -293,6 +293,13 @@ def test_a_wrong_recipe_is_one_line(recipe, change, said, call):
     assert done.err.count("\n") == 1
 
 
+def test_a_missing_key_says_whose_it_is(recipe, call):
+    server = {"kind": "server", "url": "http://api.invalid/v1", "model": "m"}
+    done = call("generate", recipe({**server, "key_variable": "NO_SUCH_KEY"}))
+    assert done.code == 2
+    assert "teachers.t.key_variable: the environment variable NO_SUCH_KEY" in done.err
+
+
 def test_killed_and_started_again_it_arrives_at_the_same_rows(recipe, tmp_path):
     with MockTeacher(latency_seconds=0.02) as mock:
         server = {"kind": "server", "url": mock.url, "model": "m", "in_flight": 4}

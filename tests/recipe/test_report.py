@@ -329,7 +329,18 @@ def test_headlines_without_tasks() -> None:
     bits = Report(evals=arms.evals(), student=student).to_markdown()
     assert "**tiny predicts held-out text with 1.21 bits a byte.**" in bits
     assert "its quality was not measured" in Report().to_markdown()
-    assert "the recipe has no `evals`" in Report().to_markdown()
+    nothing = "the recipe has no `evals`, or none of them found anything to measure; the log says"
+    assert nothing in Report().to_markdown()
+
+
+def test_the_page_of_a_student_of_the_teachers_size() -> None:
+    size = ModelFacts(name="same", parameters=1000)
+    report = replace(example(), teacher=size, student=size, speed=Speed.of(100.0, 97.0))
+    page = report.to_markdown()
+    assert "with as many parameters (1,000; the teacher 1,000); it writes as fast" in page
+    assert "| parameters | 1,000 | 1,000 | as many |" in page
+    assert "| tokens per second | 100 | 97.0 | as fast |" in page
+    assert "1 times" not in page
 
 
 def test_written_page_embeds_the_plots_that_are_there(tmp_path: Path) -> None:

@@ -1,10 +1,13 @@
-"""What a run does about measurements that cannot be made, and when it says so."""
+"""What a run does about what cannot be measured or learnt, and when it says so."""
 
 import json
+from pathlib import Path
 
 import pytest
 
+from limbeck.core import registry
 from limbeck.core.errors import RecipeError
+from limbeck.recipe.document import Document
 from limbeck.recipe.run import run
 
 TWO_STEPS = {"steps": 2, "save_every": 2}
@@ -103,3 +106,65 @@ def test_speed_is_measured_where_there_is_room_for_an_answer(
     )
     assert (report.speed.student_tokens_per_second is not None) == measured
     assert (report.speed.teacher_tokens_per_second is not None) == measured
+
+
+TYPO = {"objective": "reverse_kl", "channel": "typo"}
+
+
+def test_a_run_in_which_no_term_has_a_row_says_that_nothing_was_trained(make_recipe, tmp_path):
+    said = run(make_recipe(TWO_STEPS, terms=[TYPO]), tmp_path / "out").train.warnings
+    assert said[0].startswith("terms.0: no row of channel 'typo' in any step")
+    assert said[1].startswith("nothing was trained")
+
+
+def test_a_term_that_never_had_a_row_is_told_of(make_recipe, tmp_path, caplog):
+    recipe = make_recipe(TWO_STEPS, terms=[{"objective": "forward_kl"}, TYPO])
+    report = run(recipe, tmp_path / "out")
+    (said,) = report.train.warnings
+    assert said.startswith("terms.1: no row of channel 'typo' in any step")
+    assert f"distilling: {said}" in caplog.messages
+    assert f"- {said}" in (tmp_path / "out" / "report.md").read_text().splitlines()
+    assert run(recipe, tmp_path / "out", resume=True).train.warnings == (said,)
+
+
+@pytest.mark.parametrize("kind", ["group_policy", "candidates", "sequence_ranking"])
+def test_groups_are_missed_where_rows_have_none(make_recipe, tmp_path, kind):
+    report = run(make_recipe(TWO_STEPS, terms=[{"objective": kind}]), tmp_path / "out")
+    assert "bring `group` and `score`" in report.train.warnings[0]
+    assert run(make_recipe(TWO_STEPS), tmp_path / "other").train.warnings == ()
+
+
+SERVER = {
+    "kind": "server",
+    "url": "http://api.invalid/v1",
+    "model": "m",
+    "key_variable": "NO_SUCH_KEY",
+    "api": "completions",
+}
+
+
+def test_a_missing_key_names_its_teacher_and_line(make_recipe, tiny_teacher, tmp_path):
+    recipe = make_recipe(
+        TWO_STEPS,
+        teachers={
+            "big": {"name": str(tiny_teacher)},
+            "api": {**SERVER, "tokenizer": str(tiny_teacher)},
+        },
+        terms=[{"objective": "sparse_kl", "teacher": "api"}],
+    )
+    document = Document({}, {"teachers.api": 3}, "gen.yaml")
+    with pytest.raises(RecipeError) as error:
+        run(recipe, tmp_path / "out", document=document)
+    assert str(error.value).startswith("gen.yaml:3: teachers.api.key_variable: the environment")
+
+
+def test_the_evaluation_of_the_contributors_guide_works(make_recipe, tmp_path):
+    """As it is printed there."""
+    guide = (Path(__file__).parents[2] / "CONTRIBUTING.md").read_text()
+    code = guide.split("## Add an evaluation")[1].split("```python\n")[1].split("```")[0]
+    exec(compile(code, "CONTRIBUTING.md", "exec"), {"__name__": __name__})
+    try:
+        report = run(make_recipe(TWO_STEPS, evals=["length"]), tmp_path / "out")
+    finally:
+        del registry._kinds["eval"]["length"]
+    assert report.evals["words"].after is not None

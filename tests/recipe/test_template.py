@@ -28,6 +28,25 @@ def test_places_with_odd_names_survive(place):
     assert recipe.student.name == recipe.teachers["big"].name == recipe.source.path == place
 
 
+@pytest.mark.parametrize(
+    ("method", "source"),
+    [
+        ("group_policy", "rollouts"),
+        ("on_policy_kl", "rollouts"),
+        ("candidates", "{prompt, completion, group, score}, as the step `distribution` makes"),
+        ("sequence_ranking", "{prompt, completion, group, score}, as the step `rank` makes"),
+        ("forward_kl", "rows of {prompt, completion}"),
+    ],
+)
+def test_the_source_is_one_from_which_the_method_learns(method, source):
+    text = template(method, **PLACES)
+    assert source in text
+    if method == "group_policy":
+        made = resolve(parse(text)).source
+        assert made.scorer is not None
+        assert made.answers > 1
+
+
 def test_an_unknown_method():
     with pytest.raises(RecipeError, match="did you mean 'forward_kl'"):
         template("forwardkl", **PLACES)

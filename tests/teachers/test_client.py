@@ -4,9 +4,10 @@ import asyncio
 
 import pytest
 
+from limbeck.core.errors import RecipeError
 from limbeck.core.specs import ServerTeacher
 from limbeck.teachers import client as module
-from limbeck.teachers.client import Client, make_client, proxied, transport
+from limbeck.teachers.client import Client, key_of, make_client, proxied, transport
 from limbeck.teachers.wire import Again
 
 BODY = b'{"id": "1", "object": "list", "data": []}'
@@ -89,3 +90,15 @@ def test_what_was_never_sent_is_not_billed(clean, kind, billed):
     with pytest.raises(Again) as caught:
         asyncio.run(main())
     assert caught.value.billed is billed
+
+
+@pytest.mark.parametrize(
+    ("variable", "said"),
+    [("NO_SUCH_KEY", "variable NO_SUCH_KEY is not set"), ("gsk_SECRET", "is this the key itself?")],
+)
+def test_an_unset_variable_that_may_be_the_key_is_not_repeated(clean, variable, said):
+    spec = ServerTeacher(url="http://api.invalid/v1", model="m", key_variable=variable)
+    with pytest.raises(RecipeError) as error:
+        key_of(spec)
+    assert said in str(error.value)
+    assert "SECRET" not in str(error.value)

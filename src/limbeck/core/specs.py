@@ -1,10 +1,11 @@
 """Light values that name a model: what a recipe says of a student or a teacher, before loading."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import ConfigDict, Field
+from pydantic import BeforeValidator, ConfigDict, Field
 
 from limbeck.core.errors import RecipeError
 from limbeck.core.registry import register
@@ -159,6 +160,22 @@ class TokenPrice:
     output: Annotated[float | None, Field(ge=0, allow_inf_nan=False)] = None
 
 
+def _address(value: Any) -> Any:
+    """What is wrong is not repeated: there may be a password in it."""
+    if not isinstance(value, str) or not re.fullmatch(r"https?://[^\s@]+", value):
+        reason = "an address such as https://api.openai.com/v1 is wanted, without user and password"
+        raise RecipeError("", reason)
+    return value
+
+
+def _variable(value: Any) -> Any:
+    """What is wrong is not repeated: it may be the key itself."""
+    if not isinstance(value, str) or not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", value, re.ASCII):
+        reason = "the name of an environment variable is wanted, such as OPENAI_API_KEY; the key"
+        raise RecipeError("", f"{reason} itself has no place in a recipe")
+    return value
+
+
 @register("teacher", "server")
 @dataclass(frozen=True, kw_only=True)
 class ServerTeacher:
@@ -190,9 +207,9 @@ class ServerTeacher:
     temperature: ClassVar[float] = 1.0
     """Of the distributions that it tells when it reads."""
 
-    url: Annotated[str, Field(pattern=r"^https?://[^\s@]+$")]
+    url: Annotated[str, BeforeValidator(_address)]
     model: Annotated[str, Field(min_length=1)]
-    key_variable: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")] = "OPENAI_API_KEY"
+    key_variable: Annotated[str, BeforeValidator(_variable)] = "OPENAI_API_KEY"
     api: Literal["chat", "completions"] = "chat"
     ledger: Annotated[str, Field(min_length=1)] = "ledger.sqlite"
     price: TokenPrice = TokenPrice()

@@ -8,6 +8,9 @@ from limbeck.core.errors import RecipeError
 from limbeck.core.types import Sample
 from limbeck.evals.score import Score
 
+AGREEMENT = frozenset({"kl_nats", "top1"})
+"""Scores that reports read as the student's agreement with its teacher."""
+
 
 class Evaluation(Protocol):
     """What a class registered in the slot `eval` looks like.
@@ -38,11 +41,16 @@ class Evaluation(Protocol):
 
 
 def check_names(evals: Sequence[Evaluation]) -> None:
-    """Refuse evaluations whose scores would overwrite each other's.
+    """Refuse evaluations whose scores would overwrite each other's, or be taken for agreement.
 
     Raises:
         RecipeError: naming the score.
     """
+    for evaluation in evals:
+        if evaluation.kind != "agreement" and (taken := AGREEMENT & set(evaluation.gives)):
+            raise RecipeError(
+                "evals", f"{min(taken)!r} is what `agreement` finds; give the task another name"
+            )
     counted = Counter(name for evaluation in evals for name in evaluation.gives)
     for name, times in counted.items():
         if times > 1:

@@ -120,7 +120,7 @@ class Task:
         """
         problems: list[Problem] = []
         try:
-            with open(self.path, encoding="utf-8-sig") as file:
+            with Path(self.path).expanduser().open(encoding="utf-8-sig") as file:
                 lines = ((number, line) for number, line in enumerate(file, 1) if line.strip())
                 for number, line in islice(lines, self.limit):
                     problems.append(self._problem(line, f"{self.path}:{number}"))

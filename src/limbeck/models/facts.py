@@ -5,6 +5,7 @@ Only safetensors are read, and no code that a model brings runs unless the recip
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -92,7 +93,7 @@ def config_of(spec: Spec, teachers: Mapping[str, Any]) -> Any:
     _check_folder(spec.name, spec.trust_remote_code)
     try:
         return AutoConfig.from_pretrained(
-            spec.name,
+            os.path.expanduser(spec.name),
             revision=spec.revision or "main",
             trust_remote_code=spec.trust_remote_code,
         )
@@ -127,7 +128,7 @@ def tokenizer_of(spec: Spec, teachers: Mapping[str, Any]) -> PreTrainedTokenizer
     _check_folder(where, spec.trust_remote_code, needs="tokenizer.json")
     try:
         tokenizer = AutoTokenizer.from_pretrained(
-            where,
+            os.path.expanduser(where),
             # A revision is of the model; a tokenizer from elsewhere has its own history.
             revision=(owner.revision or "main") if where == owner.name else "main",
             trust_remote_code=spec.trust_remote_code,

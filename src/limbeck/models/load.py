@@ -2,6 +2,7 @@
 
 import copy
 import json
+import os
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -64,8 +65,14 @@ def load_student(
         else:
             config = config_of(spec, teachers)
             module = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    name = spec.name or (f"{spec.from_}[{len(spec.layers or ())} layers]" if spec.from_ else "new")
+    name = spec.name or _name_of_copy(spec)
     return as_student(module, spec, tokenizer_of(spec, teachers), name, device, seed)
+
+
+def _name_of_copy(spec: CausalStudent) -> str:
+    if spec.from_ is None:
+        return "new"
+    return f"{spec.from_}[{'copy' if spec.layers is None else f'{len(spec.layers)} layers'}]"
 
 
 def as_student(
@@ -167,7 +174,7 @@ def _pretrained(spec: Spec, name: str, dtype: torch.dtype | str) -> Any:
         settings["quantization_config"] = _quantization(spec.quantize)
     try:
         return AutoModelForCausalLM.from_pretrained(
-            name,
+            os.path.expanduser(name),
             config=config,
             revision=spec.revision or "main",
             dtype=dtype,

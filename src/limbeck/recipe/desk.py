@@ -2,8 +2,8 @@
 
 import hashlib
 import threading
-from collections.abc import Mapping
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from functools import reduce
 from pathlib import Path
 from typing import Any
@@ -68,12 +68,12 @@ class Teachers:
         """
         if name not in self._writers:
             spec = self.spec(name)
-            server = isinstance(spec, ServerTeacher)
-            self._writers[name] = (
-                self.stack.enter_context(Server(spec, stopping=self._stopping))
-                if server
-                else self._local(name)
-            )
+            if isinstance(spec, ServerTeacher):
+                with _naming(name):
+                    server = self.stack.enter_context(Server(spec, stopping=self._stopping))
+                self._writers[name] = server
+            else:
+                self._writers[name] = self._local(name)
         return self._writers[name]
 
     def reader(self, name: str) -> Reader:
@@ -92,7 +92,8 @@ class Teachers:
                 "a step wants this server to read, for which its tokenizer must be here",
             )
         if name not in self._readers:
-            self._readers[name] = self._reading(spec, spec.tokenizer)
+            with _naming(name):
+                self._readers[name] = self._reading(spec, spec.tokenizer)
         return self._readers[name]
 
     @property
@@ -163,3 +164,12 @@ class Teachers:
             weights = digest.hexdigest()
         parts = [weights, model.vocabulary, str(getattr(spec, "dtype", ""))]
         return hashlib.sha256("/".join(parts).encode()).hexdigest()
+
+
+@contextmanager
+def _naming(name: str) -> Iterator[None]:
+    """An error at a field of a teacher's says whose it is."""
+    try:
+        yield
+    except RecipeError as error:
+        raise RecipeError(f"teachers.{name}.{error.field}", error.reason) from None

@@ -93,11 +93,9 @@ def override(document: Document, settings: Iterable[str]) -> Document:
         inner: Any = values
         for depth, key in enumerate(parents):
             if isinstance(inner, dict):
-                if inner.get(key) is None:  # absent, or left empty
-                    inner[key] = {}
-                inner = inner[key]
+                inner = _opened(inner, key)
             elif isinstance(inner, list) and (index := _index(key, inner)) is not None:
-                inner = inner[index]
+                inner = _opened(inner, index)
             else:
                 raise RecipeError(path, f"there is no {'.'.join(parents[: depth + 1])} to set")
         if isinstance(inner, dict):
@@ -110,6 +108,16 @@ def override(document: Document, settings: Iterable[str]) -> Document:
         lines = {at: line for at, line in lines.items() if not at.startswith(f"{path}.")}
         lines[path] = 0
     return Document(values, lines, document.file)
+
+
+def _opened(outer: Any, key: Any) -> Any:
+    """The part under a key or an index, in which something is to be set."""
+    inner = outer.get(key) if isinstance(key, str) else outer[key]
+    if inner is None:  # absent, or left empty
+        outer[key] = {}
+    elif isinstance(inner, str) and (key == "objective" or isinstance(key, int)):  # a bare kind
+        outer[key] = {"kind": inner}
+    return outer[key]
 
 
 def _setting(path: str, text: str) -> Any:

@@ -121,11 +121,11 @@ def _headline(report: Report) -> str:
         sentence = f"{student} predicts held-out text with {_amount(bits.after)} bits a byte"
     if size := _ratio(report.teacher.parameters, report.student.parameters):
         amounts = [_amount(model.parameters) for model in (report.student, report.teacher)]
-        change = _times(size, "fewer", "more")
+        change = _times(size, "fewer", "more", "as many")
         sentence += f", with {change} parameters ({amounts[0]}; the teacher {amounts[1]})"
     clauses: list[str] = []
     if speedup := report.speed.speedup:
-        clauses.append(f"writes {_times(speedup, 'faster', 'slower')}")
+        clauses.append(f"writes {_times(speedup, 'faster', 'slower', 'as fast')}")
     if (saved := report.cost.reduction) is not None:
         clauses.append(f"costs {abs(saved):.0%} {'less' if saved >= 0 else 'more'} a token")
     return (
@@ -137,9 +137,10 @@ def _ratio(above: float | None, below: float | None) -> float | None:
     return above / below if above and below else None
 
 
-def _times(ratio: float, more: str, less: str) -> str:
-    """`3.1 times fewer` where the ratio is above 1, else its inverse with the other word."""
-    return f"{ratio:.2g} times {more}" if ratio >= 1 else f"{1 / ratio:.2g} times {less}"
+def _times(ratio: float, more: str, less: str, same: str) -> str:
+    """`3.1 times fewer` where the ratio is above 1, its inverse with the other word below."""
+    times = f"{max(ratio, 1 / ratio):.2g}"
+    return same if times == "1" else f"{times} times {more if ratio > 1 else less}"
 
 
 def _differ(figures: EvalFigures, left: str, right: str) -> int | None:
@@ -182,7 +183,10 @@ def _control_verdicts(report: Report) -> list[str]:
 def _quality(report: Report) -> str:
     figures = _figures(report)
     if not figures:
-        return "Nothing was measured: the recipe has no `evals`."
+        return (
+            "Nothing was measured: the recipe has no `evals`, or none of them found anything to"
+            " measure; the log says why."
+        )
     head = ("", "teacher", "student before", "labels only", "student after", "kept", "n")
     rows: list[list[str]] = []
     for name, figure in figures.items():
@@ -207,13 +211,13 @@ def _price_of_use(report: Report) -> str:
             "parameters",
             _amount(teacher),
             _amount(student),
-            _times(size, "fewer", "more") if size else DASH,
+            _times(size, "fewer", "more", "as many") if size else DASH,
         ],
         [
             "tokens per second",
             _amount(speed.teacher_tokens_per_second),
             _amount(speed.student_tokens_per_second),
-            _times(speed.speedup, "faster", "slower") if speed.speedup else DASH,
+            _times(speed.speedup, "faster", "slower", "as fast") if speed.speedup else DASH,
         ],
         [
             "USD per 1,000 tokens",
@@ -244,7 +248,7 @@ def _training(report: Report) -> str:
 def _warnings(report: Report) -> list[str]:
     """What a reader should know before trusting the figures."""
     train = report.train
-    lines: list[str] = []
+    lines = list(train.warnings)
     if train.skipped_steps:
         lines.append(f"{train.skipped_steps:,} steps were skipped: loss or gradient not finite.")
     if train.truncated_tokens:

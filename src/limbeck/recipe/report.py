@@ -151,7 +151,8 @@ class TrainFigures:
     `padding_share` is the share of the positions that the student computed which held no token.
     `skipped_steps` had a non-finite loss or gradient; `truncated_tokens` did not fit the longest
     length; `dropped_samples` had nothing left to learn; `unaligned_samples` could not be compared
-    with a teacher of another tokenizer, counted once for each term.
+    with a teacher of another tokenizer, counted once for each term. `warnings` say what taught
+    nothing.
     """
 
     steps: int | None = None
@@ -164,6 +165,7 @@ class TrainFigures:
     truncated_tokens: int | None = None
     dropped_samples: int | None = None
     unaligned_samples: int | None = None
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -299,6 +301,7 @@ def make_report(
     peak_memory_bytes: int | None,
     devices: int = 1,
     servers_usd: float | None = None,
+    warnings: tuple[str, ...] = (),
 ) -> Report:
     """Put a run's figures together.
 
@@ -314,6 +317,7 @@ def make_report(
         peak_memory_bytes: of one device.
         devices: that trained.
         servers_usd: what servers were paid.
+        warnings: what of the training taught nothing.
     """
     speed = Speed.of(speeds.get("teacher"), speeds.get("student"))
     return Report(
@@ -334,6 +338,7 @@ def make_report(
             truncated_tokens=preparation.truncated_tokens,
             dropped_samples=preparation.dropped_samples,
             unaligned_samples=state.unaligned,
+            warnings=warnings,
         ),
         speed=speed,
         cost=Cost.of(

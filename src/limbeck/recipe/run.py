@@ -15,7 +15,7 @@ import torch
 
 from limbeck.core.errors import BudgetError, DataError, LimbeckError, RecipeError, ServerError
 from limbeck.core.exchange import Writer
-from limbeck.core.files import held, sweep, write_json, write_text
+from limbeck.core.files import write_json, write_text
 from limbeck.core.protocols import Reader
 from limbeck.core.specs import CachedTeacher, EnsembleTeacher, SelfTeacher, ServerTeacher
 from limbeck.core.types import Sample, sites
@@ -27,12 +27,14 @@ from limbeck.models.packing import packing
 from limbeck.objectives import CrossEntropy
 from limbeck.recipe.cache import open_cache
 from limbeck.recipe.check import Facts, check
-from limbeck.recipe.document import Document, read
+from limbeck.recipe.document import Document
+from limbeck.recipe.folder import claimed
 from limbeck.recipe.generate import check_generated
+from limbeck.recipe.learnt import warnings
 from limbeck.recipe.plots import draw
 from limbeck.recipe.ready import ready_terms
 from limbeck.recipe.report import Arms, Report, make_report
-from limbeck.recipe.resolve import describe, dump, generation_of, resolve, sha256, training_sha256
+from limbeck.recipe.resolve import describe, dump, generation_of, sha256, training_sha256
 from limbeck.recipe.schema import Recipe, Term
 from limbeck.teachers.ensemble import Ensemble, behind
 from limbeck.teachers.itself import Itself, needs_copy
@@ -89,41 +91,6 @@ def run(
             ) from error
 
 
-@contextmanager
-def claimed(out: Path, resume: bool, recipe: Recipe, mesh: Mesh) -> Iterator[None]:
-    """Hold `out` for this run alone.
-
-    Raises:
-        RecipeError: it holds a run already and `resume` is off, or the run of another recipe, or
-            another process is using it.
-    """
-    if not mesh.main:
-        yield
-        return
-    if out.exists() and not out.is_dir():
-        raise RecipeError("--out", f"{out} is a file, not a folder")
-    if (out / "recipe.yaml").exists() and not resume:
-        raise RecipeError("--out", f"{out} holds a run; go on with --resume or give another folder")
-    # Hidden files are a lock and half-written ones, which a run that was killed at once leaves.
-    strange = out.is_dir() and any(not path.name.startswith(".") for path in out.iterdir())
-    if strange and not (out / "recipe.yaml").exists():
-        raise RecipeError("--out", f"{out} is not empty and holds no run; give another folder")
-    if (out / "recipe.yaml").exists():
-        theirs = training_sha256(resolve(read(out / "recipe.yaml")))
-        if theirs != training_sha256(recipe):
-            raise RecipeError(
-                "--out",
-                f"{out} holds the run of another recipe; give another folder, or go on with"
-                f" {out / 'recipe.yaml'}",
-            )
-    out.mkdir(parents=True, exist_ok=True)
-    with held(out) as mine:
-        if not mine:
-            raise RecipeError("--out", f"{out} is in use by another run")
-        sweep(out)
-        yield
-
-
 LABELS = (Term(objective=CrossEntropy()),)
 """The terms of the control arm."""
 
@@ -135,6 +102,7 @@ class Arm:
     student: CausalModel
     state: State
     preparation: Preparation
+    warnings: tuple[str, ...]
 
 
 class _Run:
@@ -173,8 +141,9 @@ class _Run:
                 self.teachers[name] = self.open_server(name, spec, stack)
         self.writers: dict[str, Writer] = {}
         if isinstance(speaker := recipe.teachers.get(recipe.speaker or ""), ServerTeacher):
-            writer = Server(speaker, display=False)
-            self.writers[str(recipe.speaker)] = stack.enter_context(writer)
+            with self.naming(str(recipe.speaker)):
+                writer = stack.enter_context(Server(speaker, display=False))
+            self.writers[str(recipe.speaker)] = writer
         self.first_teacher = next(iter(self.teachers), None)
         self.visitor: CausalModel | None = None
 
@@ -183,6 +152,8 @@ class _Run:
         student = self.new_student()
         self.teach_itself(student)
         self.check_labels(student)
+        if self.mesh.main:  # first, so that what lies in the folder has its recipe beside it
+            write_text(self.out / "recipe.yaml", dump(self.recipe))
         folder = self.out / "terms"
         terms = ready_terms(
             self.recipe, student, self.teachers, self.source, folder, self.mesh, self.document
@@ -194,8 +165,6 @@ class _Run:
                 " `holdout` rows and, as the first teacher, a model on this machine with the"
                 " student's tokenizer. Take a ramp as `share` instead",
             )
-        if self.mesh.main:  # all that could be wrong with the recipe has been looked at by now
-            write_text(self.out / "recipe.yaml", dump(self.recipe))
         scores: dict[str, dict[str, Score]] = {}
         if self.first_teacher is not None:
             scores["teacher"] = self.measured("teacher", None)
@@ -223,6 +192,7 @@ class _Run:
             peak_memory_bytes=peak_memory(self.mesh.device),
             devices=self.mesh.size,
             servers_usd=self.paid_usd(),
+            warnings=arm.warnings,
         )
         if self.mesh.main:
             draw(self.out, report, self.out / "metrics.jsonl")
@@ -248,11 +218,21 @@ class _Run:
     def open_server(self, name: str, spec: ServerTeacher, stack: ExitStack) -> Reader:
         """A teacher behind an API, which has shown that it reads."""
         tokenizer, length = self.facts.teachers[name].tokenizer, self.recipe.student.max_length
-        reader = ServerReader(spec, tokenizer, max_length=length, device=self.mesh.device)
-        stack.enter_context(reader)
-        needs = [term.objective.needs for term in self.recipe.terms if term.teacher == name]
-        reader.check(frozenset[str]().union(*needs))
+        with self.naming(name):
+            reader = ServerReader(spec, tokenizer, max_length=length, device=self.mesh.device)
+            stack.enter_context(reader)
+            needs = [term.objective.needs for term in self.recipe.terms if term.teacher == name]
+            reader.check(frozenset[str]().union(*needs))
         return reader
+
+    @contextmanager
+    def naming(self, name: str) -> Iterator[None]:
+        """An error at a field of a teacher's says whose it is, and in which line."""
+        try:
+            yield
+        except RecipeError as error:
+            document = self.document or Document({}, {})
+            raise document.error(f"teachers.{name}.{error.field}", error.reason) from None
 
     def teacher(self) -> CausalModel | None:
         """The first teacher as a model that can be asked anything; None where there is none.
@@ -387,7 +367,10 @@ class _Run:
                     checkpoints.save()
                     log.info("a checkpoint of step %d was written; %s", trainer.state.step, advice)
                 raise
-        return Arm(student, trainer.state, trainer.preparation)
+        found = warnings(folder / "metrics.jsonl", terms) if mesh.main else ()
+        for line in found:
+            log.warning("%s: %s", title, line)
+        return Arm(student, trainer.state, trainer.preparation, found)
 
     def curve(self, student: CausalModel) -> Any:
         """Measures agreement on a few held-out samples, where there is a teacher to agree with."""

@@ -36,8 +36,7 @@ student:
   name: {student}     # or {{from: big, layers: [0, 4, 8]}}, or {{config: {{model_type: llama}}}}
   max_length: 1024         # tokens of a sample; what does not fit is cut and counted
 {teachers}source:
-  path: {data}         # rows of {{prompt, completion}}, {{messages}} or {{text}}
-  holdout: 64              # rows kept for evaluation, or a file of them
+{_source(method, data)}
 terms:                     # the loss is the sum of weight * objective
   - {{objective: {{kind: {method}{settings}}}, weight: 1.0}}
 train:
@@ -49,6 +48,33 @@ evals: [{evals}]
 {compare if taught else ""}price: {{}}                 # teacher_usd_per_hour, student_usd_per_hour
 seed: 0
 """
+
+
+PLAIN = """\
+  path: {data}         # {rows}
+  holdout: 64              # rows kept for evaluation, or a file of them"""
+
+ROLLOUTS = """\
+  kind: rollouts           # the student writes while it trains
+  of: {{path: {data}, holdout: 64}}   # rows of {{prompt, completion}}
+  max_tokens: 256          # longest answer"""
+
+SCORED = """
+  answers: 4               # to each prompt; they are compared with each other
+  scorer: {kind: critic}   # gives each its score; it learns to tell it from the completion"""
+
+MADE_BY = {"candidates": "distribution", "sequence_ranking": "rank"}
+"""The step that gives rows the groups and scores without which an objective learns nothing."""
+
+
+def _source(method: str, data: str) -> str:
+    """The source that a method learns from: given rows, groups of them, or the student's own."""
+    if method in ("group_policy", "on_policy_kl"):
+        return ROLLOUTS.format(data=data) + (SCORED if method == "group_policy" else "")
+    rows = "rows of {prompt, completion}, {messages} or {text}"
+    if method in MADE_BY:
+        rows = f"{{prompt, completion, group, score}}, as the step `{MADE_BY[method]}` makes them"
+    return PLAIN.format(data=data, rows=rows)
 
 
 def _value(value: object) -> str:

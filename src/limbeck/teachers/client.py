@@ -26,9 +26,10 @@ def key_of(spec: ServerTeacher) -> str:
         return key
     if on_this_machine(spec.url):
         return "none"
-    raise RecipeError(
-        "key_variable", f"the environment variable {spec.key_variable} is not set; it holds the key"
-    )
+    reason = f"the environment variable {spec.key_variable} is not set; it holds the key"
+    if spec.key_variable != spec.key_variable.upper():  # hardly a variable, so it is not repeated
+        reason = "is this the key itself? Give the name of the environment variable that holds it"
+    raise RecipeError("key_variable", reason)
 
 
 def transport() -> Any:

@@ -34,6 +34,8 @@ def serve(
     """
     if folder is not None and demo:
         raise RecipeError("--model", "and --demo are two models; give one")
+    if "kinds" in faults and not faults.get("rate"):
+        raise RecipeError("--faults", "happen at a rate; give one, such as --fault-rate 0.3")
     try:
         wrong = Faults(**faults)
     except ValueError as error:
@@ -41,14 +43,17 @@ def serve(
     mind: Any = Canned(wrong.seed)
     if folder is not None or demo:
         mind = _writer(folder)
-    mock = MockTeacher(
-        mind,
-        faults=wrong,
-        port=port,
-        latency_seconds=latency_seconds,
-        requests_per_minute=requests_per_minute,
-        log_path=log_path,
-    )
+    try:
+        mock = MockTeacher(
+            mind,
+            faults=wrong,
+            port=port,
+            latency_seconds=latency_seconds,
+            requests_per_minute=requests_per_minute,
+            log_path=log_path,
+        )
+    except OSError as error:
+        raise RecipeError("--log", f"{log_path}: {error.strerror}") from None
     ended = threading.Event()
     with mock:
         # Said here, because what a script starts in the background inherits an ignored Ctrl-C.
