@@ -245,8 +245,9 @@ thread of a CPU with matrix units for bf16, student width 512, teacher width 1,0
 the loss needs, memory on top of the inputs with the gradients in it, and seconds. The rate is
 measured beside each call, on a shared machine where it moves by a third: compare shares. It is that
 of huge pages; in brackets is the share of the rate in memory as torch hands it out, measured for
-limbeck's first row only, which is of one session. The peers' rows are of the one before, with other
-work on the other core, and at 8,192 x 151,936 all but two cells of older ones and of a laxer rate:""",
+limbeck's first row only, which is of one session. The peers' rows are of the one before, with
+other work on the other core, and at 8,192 x 151,936 all but two cells of older ones and of a laxer
+rate:""",
     "fused_loss_h200": """The same on an NVIDIA H200 at the widths of real models, 2,048 and 8,192
 (`benchmarks/fused_loss_gpu.py`; `logits: chunked` is without our Triton kernel, and was measured
 with chunks of half the size):""",
