@@ -76,6 +76,22 @@ def test_it_sees_the_end_of_an_answer(student):
     assert scores[0] != scores[1]
 
 
+def test_a_text_as_long_as_may_be_is_read(tokenizer):
+    """A model with a table of positions has none for one more token."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    from limbeck.models.causal import CausalModel
+
+    config = GPT2Config(vocab_size=len(tokenizer), n_positions=16, n_embd=16, n_layer=1, n_head=2)
+    student = CausalModel(GPT2LMHeadModel(config), tokenizer, name="s", max_length=16)
+    critic = Critic(learning_rate=0.01).open(student, None, 0)
+    real, mine = answer("the cat sat on a mat " * 9), answer("dogs " * 40)
+    for _ in range(2):
+        (judged,) = critic.judge([real], [[mine, answer("dogs")]])
+    assert all(math.isfinite(sample.score) for sample in judged)
+    assert len(critic._closed(mine).ids) == 16
+
+
 def test_a_prompt_without_a_given_answer_is_only_scored(student):
     critic = Critic().open(student, None, 0)
     prompt = replace(answer(""), turns=(Turn(text="the cat "),))

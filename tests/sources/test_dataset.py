@@ -1,10 +1,14 @@
 """Data: the forms of a row, files and folders, order, resume, and errors that name the place."""
 
+import datetime
 import json
 import multiprocessing
+import os
 import re
 import shutil
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 
 from limbeck.core.errors import DataError, RecipeError
@@ -46,7 +50,26 @@ def test_three_forms_of_a_row():
         ({"text": "a \ud83d"}, "`text` holds half a character"),
         ({"prompt": "a", "completion": "b", "rationale": "\udc00"}, "`rationale` holds half a"),
         ({"messages": [{"role": "user", "content": "\ud83d"}]}, "`messages` holds half a"),
+        ({"text": "a", "id": "\ud83d"}, "`id` holds half a character"),
+        ({"text": "a", "group": "\ud83d"}, "`group` holds half a character"),
+        ({"text": "a", "channel": "\ud83d"}, "`channel` holds half a character"),
+        (
+            {"messages": [{"role": "user", "content": "a"}], "privileged": "\ud83d"},
+            "`privileged` holds half a character",
+        ),
+        ({"messages": [{"role": "\ud83d", "content": "a"}]}, "`messages` holds half a"),
+        ({"messages": [{"role": None, "content": "a"}]}, "not {role, content}"),
+        (
+            {"messages": [{"role": "assistant", "content": "", "tool_calls": [{"id": "1"}]}]},
+            "message with `tool_calls`.*write the call into its `content`",
+        ),
+        (
+            {"prompt": "a", "completion": [{"content": None, "function_call": {"name": "f"}}]},
+            "`completion` holds a message with `function_call`",
+        ),
         ({"text": "a", "weight": -1}, "`weight` is -1"),
+        ({"text": "a", "weight": 10**400}, "`weight` is 10{59},"),
+        ({"text": "a", "score": 10**400}, "`score` is 10{59},"),
         ({"text": "a", "weight": True}, "`weight` is True"),
     ],
 )
@@ -68,6 +91,11 @@ def test_missing_empty_and_unknown_files(tmp_path):
     (tmp_path / "bad.parquet").write_bytes(b"PAR1 no")
     with pytest.raises(DataError, match="not a readable Parquet"):
         Dataset(path=str(tmp_path / "bad.parquet")).open(0)
+
+
+def test_a_message_may_have_a_place_for_calls_with_none_in_it():
+    empty = {"role": "user", "content": "a", "tool_calls": [], "function_call": None}
+    assert to_sample({"messages": [empty]}, "n").turns == (Turn(text="a", role="user"),)
 
 
 def test_a_column_without_a_value_is_not_the_rows_form():
@@ -125,23 +153,79 @@ def read_all(rows, lines, times):
             assert rows[index] == line
 
 
-def test_parquet_and_folders(tmp_path):
-    import pyarrow
-    import pyarrow.parquet
+def table(path, **columns):
+    pyarrow.parquet.write_table(pyarrow.table(columns), path, row_group_size=2)
+    return str(path)
 
-    table = pyarrow.table({"text": [f"p{i}" for i in range(5)]})
-    pyarrow.parquet.write_table(table, tmp_path / "b.parquet")
+
+def test_parquet_and_folders(tmp_path):
+    table(tmp_path / "b.parquet", text=[f"p{i}" for i in range(5)])
     write(tmp_path / "a.jsonl", [{"text": f"j{i}"} for i in range(5)])
     stream = Dataset(path=str(tmp_path), holdout=0).open(0)
     texts = {next(stream).turns[0].text for _ in range(10)}
     assert texts == {f"{letter}{i}" for letter in "pj" for i in range(5)}
 
 
-def test_a_row_keeps_its_name_where_its_file_is_moved(tmp_path):
-    import pyarrow
-    import pyarrow.parquet
+def test_a_table_is_read_from_its_file_and_from_nowhere_else(tmp_path, monkeypatch):
+    """Whatever its time says, and whatever its name looks like."""
+    import datasets
 
-    pyarrow.parquet.write_table(pyarrow.table({"text": ["p", "q"]}), tmp_path / "b.parquet")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "lang=en").mkdir()
+    path = tmp_path / "lang=en" / "d[1].parquet"
+    table(path, text=["old"] * 3)
+    times = os.stat(path)
+    assert open_rows(str(path), "train")[0] == {"text": "old"}
+    table(path, text=["new"] * 3)
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+    rows = open_rows(str(path), "train")
+    assert [dict(rows[k]) for k in range(len(rows))] == [{"text": "new"}] * 3
+    assert not (tmp_path / "cache").exists()
+    with pytest.raises(IndexError):
+        rows[3]
+
+
+def test_a_column_of_a_table_that_nobody_reads_harms_nobody(tmp_path):
+    """What Python has no value for is named where it is read."""
+    late = pyarrow.array([2**45] * 3).cast(pyarrow.timestamp("s"))
+    pictures = [{"bytes": b"not an image", "path": None}] * 3
+    messages = [[{"role": "user", "content": "a", "more": k}] for k in range(3)]
+    path = table(tmp_path / "d.parquet", messages=messages, image=pictures, late=late)
+    assert Dataset(path=path, holdout=0).open(0).training[2].turns[0].text == "a"
+    with pytest.raises(DataError, match=r"d\.parquet\[0\]: "):
+        Dataset(path=path, columns={"id": "late"}).open(0)
+    with pytest.raises(DataError, match=r"\[0\]: a row needs .*; it has `question`, `late`"):
+        Dataset(path=table(tmp_path / "e.parquet", question=["a"] * 3, late=late)).open(0)
+
+
+def test_a_table_with_one_name_for_two_columns_is_refused(tmp_path):
+    twice = pyarrow.table([["a"], ["b"]], names=["text", "text"])
+    pyarrow.parquet.write_table(twice, tmp_path / "d.parquet")
+    with pytest.raises(DataError, match=r"d\.parquet: two columns have the name 'text'"):
+        Dataset(path=str(tmp_path / "d.parquet")).open(0)
+
+
+def test_an_answer_may_hold_what_json_has_no_word_for(tmp_path):
+    day = datetime.date(2020, 1, 2)
+    path = table(tmp_path / "d.parquet", text=["a"], answer=[{"day": day, "n": 1}])
+    assert next(Dataset(path=path, holdout=0).open(0)).answer == '{"day": "2020-01-02", "n": 1}'
+
+
+def test_a_folder_of_generated_rows_is_no_folder_of_files(tmp_path):
+    """It holds every row twice, and failed ones too."""
+    rows = [{"text": str(k)} for k in range(3)]
+    path = write(tmp_path / "rows.jsonl", rows)
+    assert len(Dataset(path=str(tmp_path), holdout=0).open(0)) == 3
+    for name in ("card.json", "failed.jsonl"):
+        (tmp_path / name).write_text("")
+        with pytest.raises(DataError, match=r"name rows\.jsonl in it, or .* `kind: generated`"):
+            Dataset(path=str(tmp_path)).open(0)
+        assert len(Dataset(path=path, holdout=0).open(0)) == 3
+        (tmp_path / name).unlink()
+
+
+def test_a_row_keeps_its_name_where_its_file_is_moved(tmp_path):
+    table(tmp_path / "b.parquet", text=["p", "q"])
     write(tmp_path / "a.jsonl", [{"text": "j"}])
     moved = shutil.copytree(tmp_path, tmp_path / "there")
     for folder in (tmp_path, moved):
@@ -191,6 +275,26 @@ def test_resume_at_any_row_continues_the_same_stream(tmp_path):
         again = dataset.open(1)
         again.load_state_dict(json.loads(json.dumps(stream.state_dict())))
         assert ids(again, 40 - cut) == whole[cut:]
+
+
+def test_groups_are_held_out_whole_and_no_more_of_them_than_are_asked_for(tmp_path):
+    rows = [{"text": f"{g} {k}", "group": f"{g}"} for k in range(8) for g in range(125)]
+    stream = Dataset(path=write(tmp_path / "d.jsonl", rows)).open(0)
+    assert len(stream.holdout) == 64
+    assert len({sample.group for sample in stream.holdout}) == 8
+    assert not {s.group for s in stream.holdout} & {s.group for s in stream.training}
+    few = Dataset(path=write(tmp_path / "e.jsonl", rows[:375]), holdout=13).open(0)
+    assert len(few.holdout) == 15  # five groups of three, of which the last goes beyond
+    assert len(few) == 360
+    none = Dataset(path=str(tmp_path / "d.jsonl"), holdout=0).open(0)
+    assert (len(none.holdout), len(none)) == (0, 1000)
+
+
+def test_rows_without_groups_are_held_out_as_they_ever_were(tmp_path):
+    """A run that is resumed, or compared with an earlier one, must find the same ones."""
+    path = write(tmp_path / "d.jsonl", [{"text": str(k)} for k in range(100)])
+    held = Dataset(path=path, holdout=5).open(3).holdout
+    assert [sample.turns[0].text for sample in held] == ["13", "21", "58", "94", "96"]
 
 
 def test_held_out_rows_may_have_their_own_file(tmp_path):

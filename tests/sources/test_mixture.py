@@ -1,12 +1,15 @@
 """Several sources with their shares: in proportion, groups whole, and again after a stop."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 
-from limbeck.core.errors import RecipeError
+from limbeck.core.errors import DataError, RecipeError
 from limbeck.sources.dataset import Dataset
 from limbeck.sources.mixture import Mixture, MixtureStream
+from limbeck.sources.rollouts import Rollouts
+from limbeck.sources.stages import Stages
 
 
 def data(tmp_path, name, count, size=1):
@@ -14,7 +17,7 @@ def data(tmp_path, name, count, size=1):
     rows = [
         {
             "id": f"{name}{k}.{j}",
-            "prompt": "a ",
+            "prompt": f"{name} {k} ",
             "completion": "b",
             "channel": name,
             **({"group": f"{name}{k}"} if size > 1 else {}),
@@ -33,6 +36,74 @@ def test_each_gives_its_share(tmp_path):
     assert 700 <= channels.count("new") <= 800
     assert {sample.channel for sample in stream.holdout} == {"new", "old"}
     assert stream.ahead
+
+
+def test_what_two_parts_hold_out_counts_once(tmp_path):
+    """Prompts and given answers of one file, of which both hold out the same rows."""
+    one = data(tmp_path, "a", 40)
+    stream = Mixture(of=(Rollouts(of=one), one)).open(0)
+    assert [s.id for s in stream.holdout] == [s.id for s in one.open(0).holdout]
+
+
+class Parrot:
+    """Writes one and the same behind each prompt."""
+
+    def write(self, student, teachers, prompts, seeds, sampling):
+        said = SimpleNamespace(text="x", ids=[1], logp=None, ended=True)
+        return [said] * len(prompts)
+
+
+@pytest.mark.parametrize("around", ["plain", "rollouts", "mixture", "stages"])
+def test_what_one_holds_out_none_trains_on(tmp_path, around):
+    """The same prompts in two files, of which each holds out others; in the second as groups."""
+    first = data(tmp_path, "a", 40)
+    path = tmp_path / "b.jsonl"
+    rows = [
+        {"id": f"b{k}.{j}", "prompt": f"a {k} ", "completion": "c", "group": f"{k}"}
+        for k in range(50)
+        for j in range(2)
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    inner = {
+        "plain": lambda of: of,
+        "rollouts": lambda of: Rollouts(of=of, speaker=Parrot()),
+        "mixture": lambda of: Mixture(of=(of,)),
+        "stages": lambda of: Stages(of=(of,)),
+    }[around]
+    stream = Mixture(of=(first, inner(Dataset(path=str(path), holdout=4)))).open(1)
+    stream.bind(SimpleNamespace(vocabulary="v"), {})
+    held = {sample.prompt for sample in stream.holdout}
+    assert {sample.id[0] for sample in stream.holdout} == {"a", "b"}
+    drawn = [next(stream) for _ in range(1000)]
+    assert not held & {sample.prompt for sample in drawn}
+    assert len({sample.prompt for sample in drawn}) == 50 - len(held)
+
+
+def test_where_all_rows_ask_one_question_none_can_be_held_out(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text(
+        "".join(json.dumps({"prompt": "Go.", "completion": str(k)}) + "\n" for k in range(20))
+    )
+    with pytest.raises(DataError, match=r"of\.1: all 19 rows .* set `holdout: 0`"):
+        Mixture(of=(data(tmp_path, "a", 12), Dataset(path=str(path), holdout=1))).open(0)
+    texts = [{"prompt": "", "completion": f"text {k}"} for k in range(20)]  # of no prompt
+    path.write_text("".join(json.dumps(row) + "\n" for row in texts))
+    stream = Mixture(of=(Dataset(path=str(path), holdout=1),)).open(0)
+    assert len({next(stream).completion for _ in range(100)}) == 19
+
+
+def test_files_of_the_same_name_are_no_trouble(tmp_path):
+    """Two rows then have the same name, and are known by their text."""
+    specs = []
+    for folder in ("x", "y"):
+        (tmp_path / folder).mkdir()
+        path = tmp_path / folder / "train.jsonl"
+        rows = [{"prompt": f"{folder} {k}?", "completion": "x"} for k in range(20)]
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        specs.append(Dataset(path=str(path), holdout=2))
+    stream = Mixture(of=tuple(specs)).open(0)
+    assert len(stream.holdout) == 4
+    assert len({next(stream).prompt for _ in range(400)}) == 36
 
 
 def test_groups_stay_together(tmp_path):

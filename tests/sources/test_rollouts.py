@@ -60,6 +60,84 @@ def test_what_it_wrote_is_its_own(student, tiny_data):
         assert sample.prompt == sample.turns[:-1]
 
 
+class Said:
+    """A speaker that has nothing to say to a prompt, or one word."""
+
+    def __init__(self, hears=lambda place: True):
+        self.hears, self.asked = hears, 0
+
+    def write(self, student, teachers, prompts, seeds, sampling):
+        places = range(self.asked, self.asked + len(prompts))
+        self.asked += len(prompts)
+        word = SimpleNamespace(text="w", ids=[1, 2], logp=None, ended=True)
+        return [word if self.hears(place) else None for place in places]
+
+
+def spoken(path, speaker, **fields):
+    stream = Rollouts(of=Dataset(path=str(path), holdout=0), speaker=speaker, **fields).open(0)
+    stream.bind(SimpleNamespace(vocabulary="v"), {})
+    return stream
+
+
+@pytest.mark.parametrize("share", [1.0, 0.5])
+def test_answers_that_all_come_to_nothing_end_the_run(tiny_data, share):
+    """Each of them may be paid for: it must not go on asking, with or without given rows."""
+    speaker = Said(lambda place: False)
+    stream = spoken(tiny_data, speaker, answers=2, share=share)
+    with pytest.raises(DataError, match=r"answers in a row .*\(128\).* raise source\.max_tokens"):
+        take(stream, 5000)
+    assert 1000 <= speaker.asked < 1000 + 64
+
+
+def test_an_answer_now_and_then_is_enough(tiny_data):
+    stream = spoken(tiny_data, Said(lambda place: place % 900 == 0), replay=Replay(size=2))
+    assert len(take(stream, 6)) == 6
+    assert all(group for _, group in stream.buffer.kept)  # of nothing, nothing is kept
+
+
+def test_a_step_is_told_of_answers_that_came_to_nothing(tiny_data):
+    """A scorer is not asked about them."""
+    stream = spoken(tiny_data, Said(lambda place: place >= 16), batch=8, answers=2)
+    stream.scorer = SimpleNamespace(name="s", figures={}, judge=lambda given, groups: 1 / 0)
+    stream._fill()
+    metrics = {}
+    stream.on_step(SimpleNamespace(number=1, last=9, metrics=metrics))
+    assert (metrics["rollouts/asked"], metrics["rollouts/ended"]) == (16, 0)
+    assert "rollouts/length_tokens" not in metrics
+
+
+def test_what_is_written_has_not_the_score_of_the_given_answer(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    row = {"prompt": "q ", "completion": "a", "score": 0.9}
+    path.write_text((json.dumps(row) + "\n") * 20)
+    samples = take(spoken(path, Said(), share=0.5), 64)
+    assert {(s.channel, s.score) for s in samples} == {(WROTE, None), (GIVEN, 0.9)}
+
+
+def test_given_rows_of_a_group_stay_together(tmp_path):
+    """All of them are used as they are, or none; but what has no answer can only be written for."""
+    path = tmp_path / "rows.jsonl"
+    rows = [
+        {"prompt": f"{p} ", "completion": None if k == p == 1 else f"{k}", "group": f"{p}"}
+        for p in range(20)
+        for k in range(1 if p == 2 else 3)
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    stream = spoken(path, Said(), share=0.5, batch=4)
+    whole = []
+    for _ in range(200):
+        bundle = [next(stream)]
+        while bundle[-1].siblings:
+            bundle.append(next(stream))
+        assert [sample.siblings for sample in bundle] == [*range(len(bundle))][::-1]
+        assert len({(sample.channel, sample.prompt) for sample in bundle}) == 1
+        if bundle[0].channel == GIVEN:
+            whole.append((bundle[0].group, len(bundle)))
+    sizes = {f"{p}": {1: 2, 2: 1}.get(p, 3) for p in range(20)}
+    assert whole
+    assert all(sizes[group] == size for group, size in whole)
+
+
 def test_answers_to_a_prompt_are_a_group(student, tiny_data):
     samples = take(opened(student, tiny_data, answers=3), 9)
     for place in range(0, 9, 3):

@@ -141,6 +141,23 @@ def test_what_one_holds_out_none_trains_on(tmp_path):
     assert names == sorted(names, reverse=True)
 
 
+def test_a_row_without_an_id_has_a_name_of_its_own(tmp_path):
+    """Two folders with a `train.jsonl` each; the first one's comes again at the end."""
+    paths = []
+    for folder in ("easy", "hard"):
+        (tmp_path / folder).mkdir()
+        rows = [{"prompt": f"{folder} {k}?", "completion": "x"} for k in range(3)]
+        paths.append(write(tmp_path / folder / "train.jsonl", rows))
+    other = write(tmp_path / "other.jsonl", [{"prompt": "a", "completion": "x"}, {"text": "b"}])
+    stream = stages([*paths, other, paths[0]]).open(0)
+    easy, hard = ([f"{place}/train.jsonl:{line}" for line in (1, 2, 3)] for place in (0, 1))
+    names = [*easy, *hard, "other.jsonl:1", "other.jsonl:2", *easy]
+    assert [sample.id for sample in stream.training] == names
+    assert sorted(ids(stream, 8)) == sorted(names[:8])
+    folder = str(tmp_path / "hard")
+    assert [s.id for s in stages([paths[0], folder]).open(0).training] == [*easy, *hard]
+
+
 def test_a_group_leaves_whole_where_one_of_its_prompts_is_held_out(tmp_path):
     """Two tasks of one question have prompts of their own, and stay together."""
     pairs = [
@@ -163,7 +180,7 @@ def test_all_rows_held_out_is_an_error_not_an_endless_search(tmp_path):
     one = write(tmp_path / "one.jsonl", rows_of("one", range(3)))
     other = write(tmp_path / "other.jsonl", rows_of("other", range(3)))
     spec = Stages(of=(Dataset(path=one, holdout=other), Dataset(path=other, holdout=0)))
-    with pytest.raises(DataError, match="all 3 rows of stage"):
+    with pytest.raises(DataError, match=r"of\.0: all 3 rows"):
         spec.open(0)
 
 

@@ -151,11 +151,14 @@ class Discriminator:
         return torch.cat(found)
 
     def _closed(self, sample: Sample) -> Encoding:
-        """The text with one more token, so that the state behind its last one is a row."""
+        """The text with one more token, so that the state behind its last one is a row.
+
+        Of the longest text the last token makes room: the model may have no position beyond.
+        """
         encoding = self.model.encode(replace(sample, privileged=()))
-        length = len(encoding.ids)
+        length = min(len(encoding.ids), self.model.encoder.max_length - 1)
         return Encoding(
-            ids=[*encoding.ids, self.model.encoder.pad],
+            ids=[*encoding.ids[:length], self.model.encoder.pad],
             learn=[False] * length + [True],
             starts=[NO_OFFSET] * (length + 1),
             ends=[NO_OFFSET] * (length + 1),

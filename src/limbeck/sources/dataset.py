@@ -1,10 +1,11 @@
 """Samples from files or the hub, shuffled anew each epoch, resumable at any row."""
 
 import json
-import math
+import sys
 from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field, replace
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
 import torch
 from pydantic import Field
@@ -15,6 +16,7 @@ from limbeck.core.registry import register
 from limbeck.core.text import is_whole
 from limbeck.core.types import Sample, Turn
 from limbeck.sources.files import Rows, open_rows
+from limbeck.sources.held_out import Question, question
 
 RATIONALE, ANSWER = "rationale", "answer"
 """Channels of the two parts of a row that has a rationale."""
@@ -38,6 +40,9 @@ Column = Literal[
 FORMS = ("messages", "prompt", "text")
 """Columns by which the three forms of a row are told; the first that holds something counts."""
 
+CALLS = ("tool_calls", "function_call")
+"""Of a message: calls of tools beside its text, which templates are not told of."""
+
 HOLDOUT_SHARE = 0.1
 """At most this share of the rows is held out when `holdout` is a number."""
 
@@ -51,8 +56,8 @@ class Dataset:
         path: a .jsonl or .parquet file, a folder of them, or a hub id.
         split: which split of a hub dataset.
         columns: renames, such as `{prompt: question, completion: answer}`.
-        holdout: how many rows to keep from training for evaluation (at most a tenth), or the
-            path of a file of held-out rows.
+        holdout: how many rows to keep from training for evaluation (at most a tenth; groups stay
+            whole, and the last one may go beyond), or the path of a file of held-out rows.
     """
 
     ahead: ClassVar[bool] = True
@@ -62,14 +67,18 @@ class Dataset:
     columns: Mapping[Column, str] = field(default_factory=dict[Column, str])
     holdout: Annotated[int, Field(ge=0)] | str = 64
 
-    def open(self, seed: int) -> "DatasetStream":
+    def open(self, seed: int, prefix: str = "") -> "DatasetStream":
         """Read and check every row, set the held-out rows aside, and start the stream.
+
+        Args:
+            seed: of the held-out rows and of the order.
+            prefix: of the names of rows that have no id.
 
         Raises:
             DataError: a row is malformed (the message names file and line), or there is none.
         """
         return open_samples(
-            Samples(open_rows(self.path, self.split), self.columns),
+            Samples(open_rows(self.path, self.split), self.columns, prefix),
             self.holdout
             if isinstance(self.holdout, int)
             else Samples(open_rows(self.holdout, self.split), self.columns),
@@ -84,7 +93,8 @@ def open_samples(
 
     Args:
         samples: all of them.
-        holdout: how many to hold out (at most a tenth; groups are not parted), or other samples.
+        holdout: how many to hold out (at most a tenth, and the rest of the last one's group), or
+            other samples.
         seed: of the choice and of the order.
     """
     if not isinstance(holdout, int):
@@ -94,8 +104,8 @@ def open_samples(
     count = min(holdout, int(len(samples) * HOLDOUT_SHARE))
     order = torch.randperm(len(samples), generator=stream(seed, "holdout"))
     held, rows = order[:count], order[count:]
-    if samples.bundles is not None:  # whoever has a held-out sibling is held out too
-        out = torch.isin(samples.bundles, samples.bundles[held])
+    if samples.bundles is not None:
+        out = _first_groups(samples.bundles, order, count)
         held, rows = (flags.nonzero().flatten() for flags in (out, ~out))
         if not len(rows):
             raise DataError(
@@ -104,6 +114,19 @@ def open_samples(
             )
     chosen = [samples[int(index)] for index in held.sort().values]
     return DatasetStream(samples, rows.sort().values, chosen, seed, samples.bundles)
+
+
+def _first_groups(bundles: torch.Tensor, order: torch.Tensor, count: int) -> torch.Tensor:
+    """[rows] True in the groups that come first in an order, as many as have `count` rows."""
+    sizes, rows = bundles.bincount(), 0
+    taken: set[int] = set()
+    for bundle in bundles[order].tolist():
+        if rows >= count:
+            break
+        if bundle not in taken:
+            taken.add(bundle)
+            rows += int(sizes[bundle])
+    return torch.isin(bundles, torch.tensor(sorted(taken), dtype=bundles.dtype))
 
 
 class DatasetStream:
@@ -140,6 +163,24 @@ class DatasetStream:
     def training(self) -> Sequence[Sample]:
         """Every sample of an epoch once, in the order of the rows; the stream does not move."""
         return _Picked(self.samples, self.rows)
+
+    def leave_out(self, questions: AbstractSet[Question]) -> None:
+        """Visit no row that asks one of these questions, and none of its group.
+
+        Raises:
+            DataError: no row is left.
+        """
+        out = torch.tensor([question(sample) in questions for sample in self.training])
+        if self.bundles is not None:
+            bundles = self.bundles[self.rows]
+            out = torch.isin(bundles, bundles[out])
+        if out.all():
+            raise DataError(
+                f"all {len(out)} rows ask what is held out, here or by another source beside it;"
+                " set `holdout: 0`, or name a file of held-out rows"
+            )
+        self.rows = self.rows[~out]
+        self._order = self._shuffled()
 
     def __iter__(self) -> Iterator[Sample]:
         return self
@@ -198,12 +239,20 @@ class _Picked(Sequence[Sample]):
 class Samples(Sequence[Sample]):
     """Rows seen as samples; all of them are checked once, up front.
 
+    Args:
+        rows: the rows.
+        columns: renames, ours to theirs.
+        prefix: of the names of rows that have no id.
+
     Attributes:
         bundles: [rows] a number that the rows of a group share; None where there are no groups.
     """
 
-    def __init__(self, rows: Rows, columns: Mapping[Column, str]) -> None:
-        self.rows, self.columns = rows, columns
+    def __init__(self, rows: Rows, columns: Mapping[Column, str], prefix: str = "") -> None:
+        self.rows, self.columns, self.prefix = rows, columns, prefix
+        self._gone = set(columns.values())
+        own = {name: name for name in get_args(Column) if name not in self._gone}
+        self._read: dict[str, str] = {**own, **columns}
         names = [sample.group for sample in self]
         self.bundles: torch.Tensor | None = None
         if any(name is not None for name in names):
@@ -216,15 +265,15 @@ class Samples(Sequence[Sample]):
 
     def __getitem__(self, index: Any) -> Any:
         row = self.rows[index]
-        renamed = {ours: row[theirs] for ours, theirs in self.columns.items() if theirs in row}
-        if len(renamed) < len(self.columns):
-            absent = next(theirs for theirs in self.columns.values() if theirs not in row)
-            raise DataError(f"{self.rows.place(index)}: no column {absent!r}")
-        gone = set(self.columns.values())
-        rest = {name: value for name, value in row.items() if name not in gone}
+        absent = [theirs for theirs in self.columns.values() if theirs not in row]
+        if absent:
+            raise DataError(f"{self.rows.place(index)}: no column {absent[0]!r}")
+        # All names, for a message; but values only of what is read.
+        names = dict.fromkeys(name for name in row if name not in self._gone)
         try:
-            return to_sample({**rest, **renamed}, self.rows.name(index))
-        except ValueError as error:
+            read = {ours: row[theirs] for ours, theirs in self._read.items() if theirs in row}
+            return to_sample({**names, **read}, self.prefix + self.rows.name(index))
+        except (ValueError, OverflowError) as error:  # the latter of an Arrow date without a value
             raise DataError(f"{self.rows.place(index)}: {error}") from None
 
 
@@ -256,30 +305,41 @@ def to_sample(row: Mapping[str, Any], name: str) -> Sample:
             + (", ".join(f"`{key}`" for key in row) or "nothing")
         )
     weight = 1.0 if row.get("weight") is None else row["weight"]
-    if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 <= weight < 1e9:
-        raise ValueError(f"`weight` is {weight!r}, not a number >= 0")
+    if not _is_number(weight) or not 0 <= weight < 1e9:
+        raise ValueError(f"`weight` is {weight!r:.60}, not a number >= 0")
     score = row.get("score")
-    number = isinstance(score, int | float) and not isinstance(score, bool)
-    if score is not None and not (number and math.isfinite(score)):
-        raise ValueError(f"`score` is {score!r}, not a number")
+    # Not NaN, no infinity, and no integer beyond what a float can be.
+    if score is not None and not (_is_number(score) and abs(score) <= sys.float_info.max):
+        raise ValueError(f"`score` is {score!r:.60}, not a number that can be used")
+    own, channel, group = (_named(row, key) for key in ("id", "channel", "group"))
     return Sample(
-        id=name if row.get("id") is None else str(row["id"]),
+        id=name if own is None else own,
         turns=turns,
         privileged=privileged_turns(row.get("privileged"), chat=any(turn.role for turn in turns)),
         weight=float(weight),
-        channel="main" if row.get("channel") is None else str(row["channel"]),
+        channel="main" if channel is None else channel,
         parts=parts,
-        group=None if row.get("group") is None else str(row["group"]),
+        group=group,
         score=None if score is None else float(score),
         answer=_known(row.get("answer")),
     )
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _named(row: Mapping[str, Any], key: str) -> str | None:
+    """A name that the row may give, as text."""
+    return None if row.get(key) is None else _whole(str(row[key]), key)
 
 
 def _known(answer: Any) -> str | None:
     """The right answer as text; an object or a list as JSON."""
     if answer is None or isinstance(answer, str):
         return answer
-    return json.dumps(answer) if isinstance(answer, dict | list) else str(answer)
+    # A table's cell may hold dates and the like within.
+    return json.dumps(answer, default=str) if isinstance(answer, dict | list) else str(answer)
 
 
 def privileged_turns(value: Any, *, chat: bool) -> tuple[Turn, ...]:
@@ -287,7 +347,7 @@ def privileged_turns(value: Any, *, chat: bool) -> tuple[Turn, ...]:
     if value is None:
         return ()
     if isinstance(value, str) and chat:
-        return (Turn(text=value, role="system"),)
+        return (Turn(text=_whole(value, "privileged"), role="system"),)
     return _turns(value, "privileged", False)
 
 
@@ -320,12 +380,19 @@ def _turns(value: Any, name: str, learn: bool | None) -> tuple[Turn, ...]:
         raise ValueError(f"`{name}` is empty; leave the row out")
     turns: list[Turn] = []
     for message in value:
-        if not isinstance(message, dict) or not isinstance(message.get("content"), str):
+        if not isinstance(message, dict):
             raise ValueError(f"`{name}` holds {message!r:.60}, not {{role, content}}")
-        role = str(message.get("role", ""))
+        if called := next((key for key in CALLS if message.get(key)), None):
+            raise ValueError(
+                f"`{name}` holds a message with `{called}`, which nobody would read; write the call"
+                " into its `content`, as the student is to write it"
+            )
+        role, content = message.get("role", ""), message.get("content")
+        if not isinstance(role, str) or not isinstance(content, str):
+            raise ValueError(f"`{name}` holds {message!r:.60}, not {{role, content}}")
         mine = role == "assistant" if learn is None else learn
-        text = _whole(message["content"], name)
-        turns.append(Turn(text=text, role=role or "user", learn=mine))
+        text, role = _whole(content, name), _whole(role, name) or "user"
+        turns.append(Turn(text=text, role=role, learn=mine))
     return tuple(turns)
 
 

@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -13,6 +13,9 @@ import numpy as np
 from limbeck.core.errors import DataError
 
 Row = Mapping[str, Any]
+
+ROWS, FAILED, CARD = "rows.jsonl", "failed.jsonl", "card.json"
+"""Files of a folder of generated rows: what to train on, what failed and why, figures."""
 
 
 class Rows(Protocol):
@@ -86,7 +89,7 @@ class JsonLines:
 
 
 class Table:
-    """Rows of a `datasets` table: a Parquet file's, or a hub's."""
+    """Rows of a table of `datasets`, from the hub."""
 
     def __init__(self, table: Any, source: Path | str) -> None:
         self.table, self.source = table, source
@@ -107,6 +110,35 @@ class Table:
         """The file's own name, or the dataset's, and the row."""
         own = self.source.name if isinstance(self.source, Path) else self.source
         return f"{own}[{index}]"
+
+
+class Parquet(Table):
+    """Rows of a Parquet file, which is kept in memory as an Arrow table."""
+
+    def __getitem__(self, index: int) -> Row:
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        return _Cells(self.table, index)
+
+
+class _Cells(Mapping[str, Any]):
+    """A row of an Arrow table. A cell becomes a Python value when it is asked for: one that cannot
+    (a date in the year 36812, say) harms nobody in a column that is not read."""
+
+    def __init__(self, table: Any, index: int) -> None:
+        self.table, self.index = table, index
+
+    def __len__(self) -> int:
+        return self.table.num_columns
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.table.column_names)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.table.column_names
+
+    def __getitem__(self, name: str) -> Any:
+        return self.table[name][self.index].as_py()
 
 
 class Chain:
@@ -144,10 +176,16 @@ def open_rows(path: str, split: str) -> Rows:
     """Rows of a .jsonl or .parquet file, a folder of such files (by name), or a hub dataset.
 
     Raises:
-        DataError: nothing is there, the kind of file is unknown, or it has no rows.
+        DataError: nothing is there, the kind of file is unknown, or it has no rows; or the folder
+            is one of generated rows, which holds failed ones too.
     """
     place = Path(path).expanduser()
     if place.is_dir():
+        if (place / ROWS).exists() and any((place / name).exists() for name in (CARD, FAILED)):
+            raise DataError(
+                f"{path}: the folder holds generated rows beside a table of the same and those that"
+                f" failed; name {ROWS} in it, or use a source of `kind: generated`"
+            )
         files = _files(place)
         if not files:
             raise DataError(f"{path}: the folder holds no .jsonl or .parquet file")
@@ -167,14 +205,23 @@ def open_rows(path: str, split: str) -> Rows:
 
 def content_sha256(path: str) -> str | None:
     """Hash of the file, or of the folder's files, with their names; None where there is none."""
-    place = Path(path).expanduser()
     whole = hashlib.sha256()
-    files = _files(place) if place.is_dir() else [place] if place.is_file() else []
+    files = _files_of(path)
     for file in files:
         with file.open("rb") as content:
             own = hashlib.file_digest(content, "sha256").hexdigest()
         whole.update(json.dumps([file.name, own]).encode())
     return whole.hexdigest() if files else None
+
+
+def file_names(path: str) -> frozenset[str]:
+    """Names of the file or of the folder's files; of a hub dataset its own. See `Rows.name`."""
+    return frozenset(file.name for file in _files_of(path)) or frozenset({path})
+
+
+def _files_of(path: str) -> list[Path]:
+    place = Path(path).expanduser()
+    return _files(place) if place.is_dir() else [place] if place.is_file() else []
 
 
 def _files(folder: Path) -> list[Path]:
@@ -185,15 +232,25 @@ def _open_file(path: Path) -> Rows:
     if path.suffix == ".jsonl":
         return JsonLines(path)
     if path.suffix == ".parquet":
-        import datasets
-
-        try:
-            # The table is read into memory: no cache folder to go stale or be left half written.
-            table: Any = datasets.Dataset.from_parquet(str(path), keep_in_memory=True)
-        except Exception as error:  # pyarrow and datasets raise many kinds for a bad file
-            raise DataError(f"{path}: not a readable Parquet file: {_one_line(error)}") from None
-        return Table(table, path)
+        return Parquet(_read_parquet(path), path)
     raise DataError(f"{path}: unknown kind of file {path.suffix!r}; give .jsonl or .parquet")
+
+
+def _read_parquet(path: Path) -> Any:
+    """The file itself: `datasets` would write a copy and find that again by path and time."""
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        with pyarrow.parquet.ParquetFile(path) as file:
+            # In batches: nested text of more than 2 GiB does not fit into one.
+            table: Any = pyarrow.Table.from_batches(file.iter_batches(), schema=file.schema_arrow)
+    except Exception as error:  # pyarrow raises many kinds for a bad file
+        raise DataError(f"{path}: not a readable Parquet file: {_one_line(error)}") from None
+    names = table.column_names
+    if twice := {name for name in names if names.count(name) > 1}:
+        raise DataError(f"{path}: two columns have the name {min(twice)!r}; rename one")
+    return table
 
 
 def _open_hub(name: str, split: str) -> Rows:

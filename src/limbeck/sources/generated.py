@@ -11,10 +11,10 @@ from pydantic import Field
 from limbeck.core.errors import DataError
 from limbeck.core.registry import register
 from limbeck.sources.dataset import DatasetStream, Samples, open_samples
-from limbeck.sources.files import open_rows
+from limbeck.sources.files import CARD, FAILED, ROWS, open_rows
 
-ROWS, FAILED, CARD, PAGE = "rows.jsonl", "failed.jsonl", "card.json", "README.md"
-"""The files of such a folder: what to train on, what failed and why, figures, the data's card."""
+PAGE = "README.md"
+"""Beside `ROWS`, `FAILED` and `CARD`: the data's card, for people and the hub."""
 
 MAKE = "limbeck generate RECIPE"
 

@@ -1,6 +1,7 @@
 """Several sources at once, each with its share: new rows with a few of the old ones, say."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
@@ -11,12 +12,16 @@ from limbeck.core.errors import RecipeError
 from limbeck.core.random import stream
 from limbeck.core.registry import register
 from limbeck.core.types import Sample
+from limbeck.sources.held_out import Question, held_out_of, leave_out
 
 
 @register("source", "mixture")
 @dataclass(frozen=True, kw_only=True)
 class Mixture:
     """Samples of several sources; which one the next comes from is drawn by their shares.
+
+    What one of them holds out is not trained on in any of them: rows of a held-out prompt are left
+    out everywhere, with all of their group.
 
     Attributes:
         of: the sources.
@@ -38,7 +43,11 @@ class Mixture:
             )
 
     def open(self, seed: int) -> "MixtureStream":
-        """Open all of them."""
+        """Open all of them with the same seed, so that equal files hold out equal rows.
+
+        Raises:
+            DataError: a source cannot be read, or all of its rows are held out.
+        """
         shares = self.shares or (1.0,) * len(self.of)
         return MixtureStream([spec.open(seed) for spec in self.of], shares, seed)
 
@@ -50,7 +59,7 @@ class MixtureStream:
         self.streams, self.seed = list(streams), seed
         self.bounds = torch.tensor(shares, dtype=torch.float64).cumsum(0) / sum(shares)
         self.ahead = all(stream.ahead for stream in streams)
-        self.holdout: list[Sample] = [s for stream in self.streams for s in stream.holdout]
+        self.holdout = held_out_of(self.streams)
         self.drawn = 0
         self.inside: int | None = None  # whose group is being given
         # Only where a part looks on: what does not may be drawn in another process.
@@ -73,6 +82,10 @@ class MixtureStream:
         if not sample.siblings:
             self.inside = None
         return sample
+
+    def leave_out(self, questions: AbstractSet[Question]) -> None:
+        """Give no row that asks one of these questions."""
+        leave_out(self.streams, questions)
 
     def bind(self, student: Any, teachers: Mapping[str, Any], mesh: Any = None) -> None:
         """Pass on who writes."""

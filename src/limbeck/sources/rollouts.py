@@ -4,6 +4,7 @@ import json
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import asdict, dataclass, field, replace
 from types import SimpleNamespace
 from typing import Annotated, Any, ClassVar
@@ -19,11 +20,15 @@ from limbeck.core.registry import register
 from limbeck.core.schedule import Ramp
 from limbeck.core.types import Sample, Sampling, Turn, Written
 from limbeck.sources.collapse import Collapse, Watch
+from limbeck.sources.held_out import Question
 from limbeck.sources.replay import Buffer, Replay, from_json, to_json
 from limbeck.sources.speakers import StudentSpeaker
 
 GIVEN, WROTE = "given", "student"
 """Channels of samples that were given, and of those that the student wrote."""
+
+PATIENCE_ANSWERS = 1000
+"""Answers in a row that came to nothing after which asking for more is called useless."""
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(gt=0)]
@@ -55,7 +60,8 @@ class Rollouts:
 
     Attributes:
         of: where the prompts, and the given completions, come from.
-        share: of samples that the student writes: GKD's lambda; or a ramp over the run's steps.
+        share: of samples (given groups count as one) that the student writes: GKD's lambda; or a
+            ramp over the run's steps.
         speaker: who writes; see `sources.speakers`.
         answers: to each prompt that is written for, as one group.
         max_tokens: longest answer.
@@ -138,6 +144,7 @@ class RolloutStream:
         self.adapted = spec.share if isinstance(spec.share, float | int) else 0.0
         self.reference: float | None = None
         self.total_tokens = 0
+        self.unheard = 0
         self.tally, self.ages = Tally(), [0, 0]
         self.watch = Watch(spec.collapse)
         self.scorer: Any = None
@@ -155,6 +162,12 @@ class RolloutStream:
         self.speaker = opens(student) if opens else self.spec.speaker
         if self.spec.scorer is not None:
             self.scorer = self.spec.scorer.open(student, together, self.seed)
+
+    def leave_out(self, questions: AbstractSet[Question]) -> None:
+        """Write for no prompt that is one of these, nor give its rows."""
+        leave = getattr(self.given, "leave_out", None)
+        if leave:
+            leave(questions)
 
     def __iter__(self) -> Iterator[Sample]:
         return self
@@ -179,31 +192,50 @@ class RolloutStream:
         """Draw `batch` prompts; for some of them the student writes, and some are used as given."""
         asked: list[tuple[int, Sample]] = []
         order: list[tuple[str, Any]] = []
-        for _ in range(self.spec.batch):
-            sample = next(self.given)
-            number, self.drawn = self.drawn, self.drawn + 1
-            generator = stream(self.seed, "rollouts", number)
-            draws = torch.rand(2, generator=generator).tolist()
-            # A prompt without an answer can only be written for.
-            if draws[0] >= self.share and sample.completion is not None:
-                order.append((GIVEN, replace(sample, channel=GIVEN)))
-                continue
-            replay = self.buffer is not None and draws[1] < self.buffer.replay.share
-            again = self.buffer.draw(self.step, generator) if self.buffer and replay else None
-            if again is not None:
-                order.append(("again", again))
-            else:
-                order.append((WROTE, len(asked)))
-                asked.append((number, sample))
-        written = self._write(asked)
+        first = self.drawn
+        while self.drawn - first < self.spec.batch:
+            given: list[Sample] = []
+            order.append((GIVEN, given))
+            chance: float | None = None
+            for sample in self._bundle():
+                number, self.drawn = self.drawn, self.drawn + 1
+                generator = stream(self.seed, "rollouts", number)
+                draws = torch.rand(2, generator=generator).tolist()
+                chance = draws[0] if chance is None else chance  # one for all of a group
+                # A prompt without an answer can only be written for.
+                if chance >= self.share and sample.completion is not None:
+                    given.append(sample)
+                    continue
+                replay = self.buffer is not None and draws[1] < self.buffer.replay.share
+                again = self.buffer.draw(self.step, generator) if self.buffer and replay else None
+                if again is not None:
+                    order.append(("again", again))
+                else:
+                    order.append((WROTE, len(asked)))
+                    asked.append((number, sample))
+        self._give(order, self._write(asked))
+
+    def _give(self, order: Sequence[tuple[str, Any]], written: Sequence[list[Sample]]) -> None:
+        """Put samples into the queue: rows as they are, a group of the buffer, or what was written
+        just now. Each is whole: it knows how many of its own follow."""
         for kind, what in order:
             if kind == GIVEN:
-                self.pending.append((self.step, what))
+                left = range(len(what) - 1, -1, -1)
+                for sample, siblings in zip(what, left, strict=True):
+                    kept = replace(sample, channel=GIVEN, siblings=siblings)
+                    self.pending.append((self.step, kept))
                 continue
             at, group = what if kind == "again" else (self.step, written[what])
-            if kind == WROTE and self.buffer is not None:
+            if kind == WROTE and self.buffer is not None and group:
                 self.buffer.add(self.step, group)
             self.pending.extend((at, sample) for sample in group)
+
+    def _bundle(self) -> list[Sample]:
+        """The next row, or all rows of a group: a step never parts it."""
+        rows = [next(self.given)]
+        while rows[-1].siblings:
+            rows.append(next(self.given))
+        return rows
 
     def _write(self, asked: Sequence[tuple[int, Sample]]) -> list[list[Sample]]:
         """The student's answers to each prompt."""
@@ -227,14 +259,30 @@ class RolloutStream:
             for k in range(spec.answers)
         ]
         texts = self._shared(lines, seeds, sampling)
+        self._bear(texts)
         groups: list[list[Sample]] = []
         for place, (number, _) in enumerate(asked):
             mine = texts[place * spec.answers : (place + 1) * spec.answers]
             groups.append(self._group(questions[place], number, mine))
-        if self.scorer is not None:
+        if self.scorer is not None and any(groups):
             groups = self.scorer.judge([sample for _, sample in asked], groups)
         self.tally.seconds += time.perf_counter() - began
         return groups
+
+    def _bear(self, texts: Sequence[Any]) -> None:
+        """Count answers that came to nothing.
+
+        Raises:
+            DataError: so many in a row that asking on, and paying, is of no use.
+        """
+        came = any(one is not None for one in texts)
+        self.unheard = 0 if came else self.unheard + len(texts)
+        if self.unheard >= PATIENCE_ANSWERS:
+            raise DataError(
+                f"of {self.unheard:,} answers in a row not one could be learnt: each was cut at"
+                f" `max_tokens` ({self.spec.max_tokens}), failed, or had a prompt that is too long;"
+                " raise source.max_tokens, or student.max_length for long prompts"
+            )
 
     def _shared(
         self, lines: Sequence[Sample], seeds: Sequence[int], sampling: Sampling
@@ -282,6 +330,7 @@ class RolloutStream:
                     parts=(),
                     group=group,
                     siblings=len(texts) - 1 - k,
+                    score=None,  # a given one is of the given answer
                     written=written,
                 )
             )
@@ -294,12 +343,16 @@ class RolloutStream:
             self.speaker.on_step()
         self._adapt(step.metrics)
         tally, figures = self.tally, {"share": self.share, "tokens": float(self.total_tokens)}
+        if tally.asked:
+            figures |= {
+                "asked": float(tally.asked),
+                "ended": tally.ended / tally.asked,
+                "seconds": tally.seconds,
+            }
         if tally.answers:
             figures |= {
                 "length_tokens": tally.tokens / tally.answers,
-                "ended": tally.ended / tally.asked,
                 "repetition": tally.repeated / tally.answers,
-                "seconds": tally.seconds,
             }
         if tally.surprise is not None:
             figures["entropy_nats"] = tally.surprise / max(1, tally.tokens)

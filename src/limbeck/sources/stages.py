@@ -1,17 +1,19 @@
 """Sources one after the other, each for so many epochs: easy data first, say, then hard."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
 import numpy as np
 from pydantic import Field
 
-from limbeck.core.errors import DataError, RecipeError
+from limbeck.core.errors import RecipeError
 from limbeck.core.registry import register
-from limbeck.core.types import Sample, Turn
-
-Text = tuple[Turn, ...]
+from limbeck.core.types import Sample
+from limbeck.sources.dataset import Dataset
+from limbeck.sources.files import file_names
+from limbeck.sources.held_out import Question, held_out_of, leave_out
 
 
 @register("source", "stages")
@@ -62,7 +64,25 @@ class Stages:
             DataError: a source cannot be read, or all of its rows are held out.
         """
         epochs = self.epochs or (1,) * (len(self.of) - 1)
-        return StagesStream([spec.open(seed) for spec in self.of], epochs)
+        opened = [
+            # What was generated has ids.
+            spec.open(seed, prefix) if isinstance(spec, Dataset) else spec.open(seed)
+            for spec, prefix in zip(self.of, _prefixes(self.of), strict=True)
+        ]
+        return StagesStream(opened, epochs)
+
+
+def _prefixes(specs: Sequence[Any]) -> list[str]:
+    """What the names of rows without an id begin with: the stage's number where another stage has
+    a file of the same name. A file that comes twice keeps its names."""
+    data = [(spec.path, spec.split) if isinstance(spec, Dataset) else None for spec in specs]
+    names = [file_names(one[0]) if one else frozenset[str]() for one in data]
+
+    def clash(place: int) -> bool:
+        pairs = zip(data, names, strict=True)
+        return any(one != data[place] and own & names[place] for one, own in pairs)
+
+    return [f"{data.index(one)}/" if clash(place) else "" for place, one in enumerate(data)]
 
 
 class StagesStream:
@@ -81,57 +101,34 @@ class StagesStream:
     ahead = True
 
     def __init__(self, streams: Sequence[Any], epochs: Sequence[int]) -> None:
-        self.streams = list(streams)
-        self.ends = [
-            count * len(stream) for stream, count in zip(self.streams, epochs, strict=False)
-        ]
+        self.streams, self.epochs = list(streams), tuple(epochs)
         self.stage, self.drawn = 0, 0
-        held: dict[tuple[Text, str | None], Sample] = {}
-        for stream in self.streams:
-            for sample in stream.holdout:
-                held.setdefault((_asked(sample), sample.completion), sample)
-        self.holdout = list(held.values())
-        self._held = {_asked(sample) for sample in self.holdout}
-        # Groups are left out whole: a step never parts one.
-        self._groups: list[set[str]] = [set() for _ in self.streams]
-        self.training = _Joined([self._kept(place) for place in range(len(self.streams))])
+        self.holdout = held_out_of(self.streams)
+        self._measure()
 
-    def _kept(self, place: int) -> "_Some":
-        """The rows of a stage that are trained on."""
-        rows: Sequence[Sample] = self.streams[place].training
-        if not self._held:
-            return _Some(rows, np.arange(len(rows)))
-        groups = self._groups[place]
-        flags = np.zeros(len(rows), dtype=np.bool_)
-        names: list[str | None] = []
-        for index in range(len(rows)):
-            sample = rows[index]
-            names.append(sample.group)
-            flags[index] = _asked(sample) in self._held
-            if flags[index] and sample.group is not None:
-                groups.add(sample.group)
-        flags |= np.array([name is not None and name in groups for name in names], dtype=np.bool_)
-        if flags.all():
-            raise DataError(
-                f"all {len(rows)} rows of stage {place} are held out, by it or another stage; lower"
-                " `holdout`, or name a file of held-out rows"
-            )
-        return _Some(rows, (~flags).nonzero()[0])
+    def _measure(self) -> None:
+        """Count the rows of each stage."""
+        self.ends = [
+            count * len(stream) for stream, count in zip(self.streams, self.epochs, strict=False)
+        ]
+        self.training = _Joined([stream.training for stream in self.streams])
+
+    def leave_out(self, questions: AbstractSet[Question]) -> None:
+        """Give no row that asks one of these questions."""
+        leave_out(self.streams, questions)
+        self._measure()
 
     def __iter__(self) -> Iterator[Sample]:
         return self
 
     def __next__(self) -> Sample:
-        while True:
-            place = self.stage
-            sample: Sample = next(self.streams[place])
-            self.drawn += 1
-            # At once, so that `stage` is that of the sample to come.
-            if place < len(self.ends) and self.drawn == self.ends[place]:
-                self.stage, self.drawn = place + 1, 0
-            out = sample.group in self._groups[place] or _asked(sample) in self._held
-            if not out:
-                return sample
+        place = self.stage
+        sample: Sample = next(self.streams[place])
+        self.drawn += 1
+        # At once, so that `stage` is that of the sample to come.
+        if place < len(self.ends) and self.drawn >= self.ends[place]:
+            self.stage, self.drawn = place + 1, 0
+        return sample
 
     def state_dict(self) -> dict[str, Any]:
         """Which stage it is, how many of its rows are drawn, and where each source stands."""
@@ -143,26 +140,6 @@ class StagesStream:
         self.stage, self.drawn = int(state["stage"]), int(state["drawn"])
         for stream, inner in zip(self.streams, state["of"], strict=True):
             stream.load_state_dict(inner)
-
-
-def _asked(sample: Sample) -> Text:
-    """What makes two samples the same question: the prompt, or the whole of a plain text."""
-    return sample.prompt or sample.turns
-
-
-class _Some(Sequence[Sample]):
-    """Some of a sequence's samples, read when they are asked for."""
-
-    def __init__(self, samples: Sequence[Sample], places: Any) -> None:
-        self.samples, self.places = samples, places
-
-    def __len__(self) -> int:
-        return len(self.places)
-
-    def __getitem__(self, index: Any) -> Any:
-        if isinstance(index, slice):
-            return [self.samples[int(place)] for place in self.places[index]]
-        return self.samples[int(self.places[index])]
 
 
 class _Joined(Sequence[Sample]):
