@@ -19,7 +19,7 @@ from typing import Any
 
 from limbeck.campaigns.rounds import read_json
 from limbeck.core.errors import DataError, RecipeError
-from limbeck.core.files import write_json, write_text
+from limbeck.core.files import write_json, write_picture, write_text
 from limbeck.recipe.document import Document
 from limbeck.recipe.report import Report
 from limbeck.recipe.resolve import resolve, training_sha256
@@ -252,11 +252,9 @@ def _share(value: float | None) -> str:
 
 def draw(found: Mapping[str, Matrix], path: Path) -> Path:
     """Each arm's matrix as a picture, side by side on one scale."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(1 + 3 * len(found), 3.4), layout="constrained")
-    FigureCanvasAgg(figure)
     axes: Any = figure.subplots(1, len(found), squeeze=False)[0]
     for axis, (name, matrix) in zip(axes, found.items(), strict=True):
         axis.imshow(matrix.accuracy, vmin=0, vmax=1, cmap="cividis", aspect="auto")
@@ -268,6 +266,5 @@ def draw(found: Mapping[str, Matrix], path: Path) -> Path:
                 colour = "black" if value > 0.6 else "white"
                 axis.text(j, i, f"{value:.0%}", ha="center", va="center", color=colour)
     axes[0].set_ylabel("after")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=100, metadata={"Software": None})
+    write_picture(path, figure)
     return path

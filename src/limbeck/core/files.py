@@ -6,8 +6,12 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import BytesIO
 from pathlib import Path
 from typing import Any
+
+DPI = 100
+"""Of all pictures."""
 
 
 def sync(path: Path) -> None:
@@ -19,17 +23,29 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write aside, sync, rename: `path` holds the old text or the new, never a part."""
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write aside, sync, rename: `path` holds the old content or the new, never a part."""
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        aside.write_text(text, encoding="utf-8")
+        aside.write_bytes(content)
         sync(aside)
         os.replace(aside, path)
         sync(path.parent)
     finally:
         aside.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """`write_bytes` of text in UTF-8."""
+    write_bytes(path, text.encode())
+
+
+def write_picture(path: Path, figure: Any) -> None:
+    """`write_bytes` of a matplotlib figure as PNG; equal figures give equal files."""
+    image = BytesIO()
+    figure.savefig(image, format="png", dpi=DPI, metadata={"Software": None})
+    write_bytes(path, image.getvalue())
 
 
 def write_json(path: Path, value: Any) -> None:

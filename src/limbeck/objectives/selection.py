@@ -6,7 +6,6 @@ there: attribution needs the models as they were before training, and a pass ove
 
 import hashlib
 import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from limbeck.core.errors import RecipeError
-from limbeck.core.files import sync
+from limbeck.core.files import write_bytes
 from limbeck.core.protocols import Network, Scene
 from limbeck.core.random import stream
 from limbeck.core.types import Sample, View
@@ -211,12 +210,7 @@ def _store(path: Path, chosen: Sequence[Selection], fingerprint: Mapping[str, An
         for name, value in vars(selection).items()
         if value is not None
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    aside.write_bytes(save(tensors, metadata={"selection": json.dumps(fingerprint)}))
-    sync(aside)
-    os.replace(aside, path)
-    sync(path.parent)
+    write_bytes(path, save(tensors, metadata={"selection": json.dumps(fingerprint)}))
 
 
 def _fits(cut: Cut, selection: Selection) -> bool:

@@ -3,7 +3,6 @@
 matplotlib is imported where it is used: a run that draws nothing does not wait for it.
 """
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,8 +10,10 @@ from typing import Any
 
 from torch import Tensor
 
+from limbeck.core.files import write_picture
+
 KEPT, DROPPED = "#0072B2", "#999999"  # of Okabe and Ito, which people of any colour vision can tell
-PANEL_WIDTH, PANEL_HEIGHT, DPI = 6.0, 4.0, 100
+PANEL_WIDTH, PANEL_HEIGHT = 6.0, 4.0
 COLUMNS = 3
 
 
@@ -46,9 +47,7 @@ def draw_scores(path: Path, panels: Sequence[Panel]) -> None:
         _draw(axis, panel)
     for axis in axes[len(panels) :]:
         axis.set_axis_off()
-    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    figure.savefig(aside, format="png", dpi=DPI, metadata={"Software": None})
-    os.replace(aside, path)
+    write_picture(path, figure)
 
 
 def _draw(axis: Any, panel: Panel) -> None:

@@ -1,4 +1,4 @@
-"""The report's pictures, drawn with matplotlib where it is installed.
+"""The report's pictures, drawn with matplotlib.
 
 Colours are those of Okabe and Ito, which people with any colour vision can tell apart; arms also
 differ by marker. Figures are objects of their own: pyplot's global state is not touched.
@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from limbeck.core.files import write_picture
 from limbeck.recipe.report import ARMS, EvalFigures, Report
 
 Line = Mapping[str, Any]
@@ -23,7 +24,7 @@ ARM_STYLES = {
     "control": ("labels only", "#D55E00", "D"),
     "after": ("student after", "#0072B2", "o"),
 }
-WIDTH, HEIGHT, DPI = 8.0, 4.5, 100
+WIDTH, HEIGHT = 8.0, 4.5
 
 
 def draw(
@@ -47,10 +48,7 @@ def draw(
     paths: list[Path] = []
     for name, figure in drawn.items():
         if figure is not None:
-            target.mkdir(parents=True, exist_ok=True)
-            temporary = target / f".{name}.tmp"
-            figure.savefig(temporary, format="png", dpi=DPI, metadata={"Software": None})
-            os.replace(temporary, target / name)
+            write_picture(target / name, figure)
             paths.append(target / name)
     return paths
 
@@ -92,7 +90,7 @@ def _smooth(values: Sequence[float]) -> list[float]:
 
 
 def _figure(panels: int = 1) -> tuple[Any, list[Any]]:
-    # Not at the top of the file: a run without plots needs no matplotlib.
+    # Not at the top of the file: whoever draws nothing need not wait for it.
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
