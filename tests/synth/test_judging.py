@@ -9,7 +9,8 @@ from injections import parts, with_code
 from limbeck.core.errors import RecipeError
 from limbeck.core.types import Sampling, Turn
 from limbeck.synth.best import TEMPLATE
-from limbeck.synth.judging import Judge, Pair, draws, filled, template_text
+from limbeck.synth.judging import Judge, Pair, draws
+from limbeck.synth.template import filled, template_text
 
 
 def compare(by, say, incumbent, challenger):

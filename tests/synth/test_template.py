@@ -8,8 +8,7 @@ from hypothesis import strategies as st
 
 import limbeck.synth
 from limbeck.core.errors import RecipeError
-from limbeck.synth.judging import PLACE
-from limbeck.synth.template import filled, ours, template
+from limbeck.synth.template import PLACE, filled, ours, template
 
 FOLDER = Path(limbeck.synth.__file__).parent / "templates"
 

@@ -16,11 +16,11 @@ from limbeck.synth.judging import (
     Judge,
     Pair,
     draws,
-    template_text,
     why_not,
 )
 from limbeck.synth.rows import Row
 from limbeck.synth.step import Desk
+from limbeck.synth.template import template_text
 
 TEMPLATE = """\
 {principle}

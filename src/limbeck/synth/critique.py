@@ -10,16 +10,10 @@ from limbeck.core.exchange import Question, Reply
 from limbeck.core.registry import register
 from limbeck.synth import verdicts
 from limbeck.synth.grouped import asked
-from limbeck.synth.judging import (
-    PRINCIPLE,
-    UNPARSABLE,
-    draws,
-    filled,
-    template_text,
-    why_not,
-)
+from limbeck.synth.judging import PRINCIPLE, UNPARSABLE, draws, why_not
 from limbeck.synth.rows import Row
 from limbeck.synth.step import Desk
+from limbeck.synth.template import filled, template_text
 
 TEMPLATE = """\
 {principle}

@@ -1,23 +1,18 @@
 """A judge asked which of two answers is better, in both orders."""
 
-import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal, TypeVar
 
-from limbeck.core.errors import RecipeError
 from limbeck.core.exchange import Question, Reply, Writer
 from limbeck.core.random import stream_seed
-from limbeck.core.registry import did_you_mean
 from limbeck.core.types import Sampling, Turn
 from limbeck.synth import verdicts
 from limbeck.synth.grouped import asked
+from limbeck.synth.template import filled
 
 Item = TypeVar("Item")
 By = Literal["scores", "preference"]
-
-PLACE = re.compile(r"\{([a-z]+)\}")
 
 UNPARSABLE = "unparsable verdicts"
 """What a desk counts them as."""
@@ -165,34 +160,3 @@ def why_not(reply: Reply, teacher: str) -> str | None:
     if not reply.whole:
         return f"the answer of {teacher} is not whole: it ended with {reply.finish!r}"
     return None if reply.text.strip() else f"the answer of {teacher} is empty"
-
-
-def template_text(path: str | None, ours: str, folder: Path, places: Sequence[str]) -> str:
-    """The text of a step's template: a file's, or ours; every place must be in it.
-
-    Raises:
-        RecipeError: the file cannot be read, lacks a place, or has an unknown one.
-    """
-    if path is None:
-        return ours
-    try:
-        text = (folder / path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "not UTF-8 text"
-        raise RecipeError("template", f"{path}: {reason}") from None
-    found = set(PLACE.findall(text))
-    if missing := [name for name in places if name not in found]:
-        raise RecipeError("template", f"{path}: has no place {{{missing[0]}}}")
-    if unknown := sorted(found - set(places)):
-        hint = did_you_mean(unknown[0], list(places))
-        raise RecipeError("template", f"{path}: unknown place {{{unknown[0]}}}; {hint}")
-    return text
-
-
-def filled(template: str, **texts: str) -> str:
-    """A template with a text at each place; what stands in a text is never taken for a place.
-
-    >>> filled("{a} and {b}", a="{b}", b="two")
-    '{b} and two'
-    """
-    return PLACE.sub(lambda match: texts[match[1]], template)

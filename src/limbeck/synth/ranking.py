@@ -16,17 +16,11 @@ from limbeck.core.registry import register
 from limbeck.core.types import Turn
 from limbeck.synth import verdicts
 from limbeck.synth.grouped import asked, grouped
-from limbeck.synth.judging import (
-    PRINCIPLE,
-    UNPARSABLE,
-    draws,
-    enclosed_answers,
-    filled,
-    template_text,
-)
+from limbeck.synth.judging import PRINCIPLE, UNPARSABLE, draws, enclosed_answers
 from limbeck.synth.rows import Row
 from limbeck.synth.scoring import read_tokens
 from limbeck.synth.step import Desk
+from limbeck.synth.template import filled, template_text
 
 TEMPLATE = """\
 {principle}

@@ -10,14 +10,10 @@ from limbeck.core.exchange import Question, Reply
 from limbeck.core.registry import register
 from limbeck.synth import verdicts
 from limbeck.synth.grouped import asked
-from limbeck.synth.judging import (
-    draws,
-    filled,
-    template_text,
-    why_not,
-)
+from limbeck.synth.judging import draws, why_not
 from limbeck.synth.rows import Row
 from limbeck.synth.step import Desk
+from limbeck.synth.template import filled, template_text
 
 TEMPLATE = """\
 Below is a question, an answer to it, and a critique of that answer. Each stands between marks that
