@@ -89,11 +89,14 @@ class Backtranslate:
     def _written(self, rows: Iterable[Row], desk: Desk) -> Iterator[Row]:
         text = template(self.template, "backtranslate", desk.folder, ("text",))
         sampling = draws(
-            desk.seed, "backtranslate", temperature=self.temperature, max_tokens=self.max_tokens
+            desk.seed,
+            "backtranslate",
+            temperature=self.temperature,
+            max_tokens=self.max_tokens,
+            top_p=self.top_p,
         )
         items = ((row, self._question(row, text, desk)) for row in rows)
-        writer = desk.writer(self.teacher)
-        for row, replies in asked(items, writer, replace(sampling, top_p=self.top_p)):
+        for row, replies in asked(items, desk.writer(self.teacher), sampling):
             if replies is None:
                 yield row.failed(self._unfit(row) or "")
             else:

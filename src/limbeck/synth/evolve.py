@@ -169,9 +169,12 @@ class Evolve:
                 yield (line, way, code), Question(id=name, prompt=prompt)
 
         sampling = draws(
-            desk.seed, "evolve", temperature=self.temperature, max_tokens=self.max_tokens
+            desk.seed,
+            "evolve",
+            temperature=self.temperature,
+            max_tokens=self.max_tokens,
+            top_p=self.top_p,
         )
-        sampling = replace(sampling, top_p=self.top_p)
         writer = desk.writer(self.teacher)
         for (line, way, code), replies in asked(requests(), writer, sampling):
             if replies is None:
@@ -189,12 +192,10 @@ class Evolve:
             prompt=(*before, replace(last, text=text + ending)),
             weight=root.weight,
             channel=root.channel,
-            source=parent.source,
+            # An answer has a part in the row whose completion it is, but none in its child.
+            source=tuple(entry for entry in parent.source if entry.get("part") != "answer"),
             notes={"evolved": way, "parent": parent.id},
-        )
-        # An answer has a part in the row whose completion it is, but none in its child.
-        child = replace(child, source=tuple(e for e in child.source if e.get("part") != "answer"))
-        child = child.made_by(
+        ).made_by(
             "evolve",
             self.teacher,
             reply,

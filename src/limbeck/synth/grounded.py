@@ -1,7 +1,7 @@
 """Step `grounded`: questions with answers from a document, or requests of a persona."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -87,9 +87,12 @@ class Grounded:
         name = "quoted" if self.quote else self.makes if self.from_ == "documents" else "personas"
         text = template(self.template, f"grounded_{name}", desk.folder, ("document", "number"))
         sampling = draws(
-            desk.seed, "grounded", temperature=self.temperature, max_tokens=self.max_tokens
+            desk.seed,
+            "grounded",
+            temperature=self.temperature,
+            max_tokens=self.max_tokens,
+            top_p=self.top_p,
         )
-        sampling = replace(sampling, top_p=self.top_p)
         items = ((row, self._question(row, text, desk)) for row in rows)
         for row, replies in asked(items, desk.writer(self.teacher), sampling):
             if replies is None:

@@ -146,11 +146,13 @@ def enclosed_answers(texts: Sequence[str], labels: Sequence[str], code: str) -> 
     )
 
 
-def draws(seed: int, step: str, *, temperature: float, max_tokens: int) -> Sampling:
+def draws(
+    seed: int, step: str, *, temperature: float, max_tokens: int, top_p: float = 1.0
+) -> Sampling:
     """How a step's replies are drawn: its own draws, by the recipe's seed."""
     # Half of the bits: servers take seeds of at most 32.
     own = stream_seed(seed, step) >> 32
-    return Sampling(max_tokens=max_tokens, temperature=temperature, seed=own)
+    return Sampling(max_tokens=max_tokens, temperature=temperature, top_p=top_p, seed=own)
 
 
 def why_not(reply: Reply, teacher: str) -> str | None:

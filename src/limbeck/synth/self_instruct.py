@@ -1,7 +1,7 @@
 """Step `self_instruct`: from a few instructions, many of their kind."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Annotated, Any
 
@@ -129,13 +129,11 @@ class SelfInstruct:
         self, turn: int, pool: "Pool", text: str, desk: Desk
     ) -> Iterator[tuple[int, str, Reply]]:
         """What the lists of a round hold, in order: place in the list, instruction, reply."""
-        sampling = replace(
-            draws(
-                desk.seed,
-                f"self_instruct/{turn}",  # the same examples may come again, the same list not
-                temperature=self.temperature,
-                max_tokens=self.max_tokens,
-            ),
+        sampling = draws(
+            desk.seed,
+            f"self_instruct/{turn}",  # the same examples may come again, the same list not
+            temperature=self.temperature,
+            max_tokens=self.max_tokens,
             top_p=self.top_p,
         )
         needed = -(-(self.make - pool.made) // self.per_request)
