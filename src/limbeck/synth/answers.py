@@ -98,10 +98,16 @@ class Answers:
         made = made.made_by("answers", self.teacher, reply, **drawn)
         if reply.scores is not None:
             made = made.noted(**{SCORES: [[token.text, token.logp] for token in reply.scores]})
-        if reply.failure is not None:
-            return made.failed(reply.failure)
-        if reply.finish == "length" and not self.keep_truncated:
-            return made.failed(f"cut at max_tokens ({self.max_tokens})")
-        if reply.finish not in ("stop", "length"):
-            return made.failed(f"ended by {reply.finish!r}")
-        return made if reply.text.strip() else made.failed("the answer is empty")
+        fault = fault_of(reply, self.max_tokens, keep_truncated=self.keep_truncated)
+        return made if fault is None else made.failed(fault)
+
+
+def fault_of(reply: Reply, max_tokens: int, *, keep_truncated: bool = False) -> str | None:
+    """Why a reply is no answer to train on; None where it is one."""
+    if reply.failure is not None:
+        return reply.failure
+    if reply.finish == "length" and not keep_truncated:
+        return f"cut at max_tokens ({max_tokens})"
+    if reply.finish not in ("stop", "length"):
+        return f"ended by {reply.finish!r}"
+    return None if reply.text.strip() else "the answer is empty"

@@ -11,6 +11,7 @@ from limbeck.core.errors import RecipeError
 from limbeck.core.exchange import Question, Reply
 from limbeck.core.registry import register
 from limbeck.core.types import Sampling
+from limbeck.synth.answers import fault_of
 from limbeck.synth.grouped import asked, grouped
 from limbeck.synth.rows import Row
 from limbeck.synth.step import Desk
@@ -90,14 +91,8 @@ class Hint:
             source=(),
             notes={"hinted": True},
         ).made_by("hint", self.teacher, reply, temperature=self.temperature)
-        if reply.failure is not None:
-            return row.failed(reply.failure)
-        if reply.finish == "length":
-            return row.failed(f"cut at max_tokens ({self.max_tokens})")
-        if reply.finish != "stop":
-            return row.failed(f"ended by {reply.finish!r}")
-        if not reply.text.strip():
-            return row.failed("the answer is empty")
+        if (fault := fault_of(reply, self.max_tokens)) is not None:
+            return row.failed(fault)
         given_away = "|".join(map(re.escape, self.forbidden))
         if given_away and re.search(rf"\b(?:{given_away})\b", reply.text, re.IGNORECASE):
             return row.failed("it speaks of the hint")
