@@ -39,6 +39,12 @@ class Blocks:
         place[order] = torch.arange(len(order), device=order.device) - first[line[order]]
         return cls(line, place, lengths, int(lengths.max()) if len(lengths) else 0)
 
+    @property
+    def there(self) -> Tensor:
+        """[samples, longest] where there is a row."""
+        places = torch.arange(self.longest, device=self.lengths.device)
+        return places < self.lengths[:, None]
+
     def scatter(self, values: Tensor) -> Tensor:
         """[n, ...] -> [samples, longest, ...] with zeros where a sample has no more rows."""
         shape = (len(self.lengths), self.longest, *values.shape[1:])

@@ -147,9 +147,7 @@ def mean_of_sample(values: Tensor, sample: Tensor, of: Tensor) -> Tensor:
 
 
 def _masked_softmax(scores: Tensor, keys: Blocks) -> Tensor:
-    places = torch.arange(scores.shape[-1], device=scores.device)
-    there = places < keys.lengths[:, None]
-    return scores.masked_fill(~there[:, None], -torch.inf).softmax(-1)
+    return scores.masked_fill(~keys.there[:, None], -torch.inf).softmax(-1)
 
 
 def _by_rows(loss, head: Projection, *tensors: Tensor, rows: int | None) -> Tensor:

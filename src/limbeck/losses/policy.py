@@ -10,6 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from limbeck.losses.blocks import Blocks
 from limbeck.losses.divergences import reverse_kl
 from limbeck.losses.shared import factor, log_probabilities
 
@@ -109,27 +110,21 @@ def returns(rewards: Tensor, sample: Tensor, *, discount: float, own: bool, mean
     """
     if not len(rewards):
         return rewards
-    _, place, length = sample.unique_consecutive(return_inverse=True, return_counts=True)
-    start = torch.cumsum(length, 0) - length
-    column = torch.arange(len(sample), device=sample.device) - start[place]
-    longest = int(length.max())
+    blocks = Blocks.of(sample)
     exact = torch.promote_types(rewards.dtype, torch.float32)
-    table = torch.zeros(len(length), longest, dtype=exact, device=rewards.device)
-    table[place, column] = rewards.to(exact)
-    steps = torch.arange(longest, device=rewards.device)
+    steps = torch.arange(blocks.longest, device=rewards.device)
     ahead = steps[:, None] - steps[None, :] - (0 if own else 1)  # [u, t]
     power = torch.where(ahead >= 0, discount ** ahead.clamp(min=0).to(exact), 0.0)
 
     def summed(values: Tensor) -> Tensor:
         # Within a model's autocast, products of float32 would be rounded to half precision.
         with torch.autocast(values.device.type, enabled=False):
-            return (values @ power)[place, column]
+            return blocks.gather(values @ power)
 
-    total = summed(table)
+    total = summed(blocks.scatter(rewards.to(exact)))
     if not mean:
         return total
-    there = torch.arange(longest, device=length.device) < length[:, None]
-    weight = summed(there.to(exact))
+    weight = summed(blocks.there.to(exact))
     return torch.where(weight > 0, total / weight.clamp(min=torch.finfo(exact).tiny), 0.0)
 
 

@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from limbeck.losses.blocks import Blocks
+
 
 def sequence_ranking(
     logp: Tensor,
@@ -51,9 +53,8 @@ def sequence_ranking(
         return logp * 1.0
     wide = torch.promote_types(logp.dtype, torch.float32)
     each = logp.to(wide) / length.to(wide).clamp(min=1)
-    _, place, count = group.unique(return_inverse=True, return_counts=True)
-    table, there = _by_group(place, count)
-    p, r = each[table], score.to(torch.float64)[table]
+    groups = Blocks.of(group)
+    p, r, there = groups.scatter(each), groups.scatter(score.to(torch.float64)), groups.there
     # NaN compares as False, so an unknown score is in no pair.
     pair = (r[:, :, None] < r[:, None, :]) & there[:, :, None] & there[:, None, :]
     left, right = p[:, :, None], p[:, None, :]
@@ -63,15 +64,4 @@ def sequence_ranking(
     loss = hinge.sum((1, 2))
     if mean:
         loss = loss / pair.sum((1, 2)).clamp(min=1)
-    return loss[place]
-
-
-def _by_group(place: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
-    """[g, m] the answers of each group, 0 behind its last; [g, m] where there is one."""
-    order = place.argsort(stable=True)
-    first = count.cumsum(0) - count
-    column = torch.arange(len(place), device=place.device) - first[place[order]]
-    table = place.new_zeros(len(count), int(count.max()))
-    table[place[order], column] = order
-    there = torch.arange(table.shape[1], device=place.device) < count[:, None]
-    return table, there
+    return loss[groups.sample]
