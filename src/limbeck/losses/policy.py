@@ -12,7 +12,7 @@ from torch import Tensor
 
 from limbeck.losses.blocks import Blocks
 from limbeck.losses.divergences import reverse_kl
-from limbeck.losses.shared import factor, log_probabilities
+from limbeck.losses.shared import factor, log_probabilities, log_sum
 
 Estimator = Literal["k1", "k2", "k3"]
 
@@ -90,9 +90,7 @@ def top_k_reverse_kl(
 
 def _rest(logp: Tensor, ids: Tensor) -> Tensor:
     """[n, 1] log-probability of all tokens but some; minus infinity, without gradient, of none."""
-    others = logp.scatter(-1, ids, -torch.inf)
-    none = (others == -torch.inf).all(-1, keepdim=True)
-    return others.masked_fill(none, 0.0).logsumexp(-1, keepdim=True).masked_fill(none, -torch.inf)
+    return log_sum(logp.scatter(-1, ids, -torch.inf))
 
 
 def returns(rewards: Tensor, sample: Tensor, *, discount: float, own: bool, mean: bool) -> Tensor:

@@ -70,6 +70,17 @@ def at_most_certain(logp: Tensor) -> Tensor:
     return logp - logp.detach().clamp(min=0)
 
 
+def log_sum(logits: Tensor) -> Tensor:
+    """[n, 1] log of the sum of exp; -inf with zero gradient where there is nothing to sum."""
+    if not logits.shape[1]:
+        return logits.new_full((len(logits), 1), -torch.inf)
+    nothing = (logits == -torch.inf).all(-1, keepdim=True)
+    if not bool(nothing.any()):
+        return logits.logsumexp(-1, keepdim=True)
+    summed = logits.masked_fill(nothing, 0.0).logsumexp(-1, keepdim=True)
+    return summed.masked_fill(nothing, -torch.inf)
+
+
 def all_finite(values: Tensor) -> bool:
     """Whether no element is inf or NaN; False also where only their sum overflows.
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from limbeck.losses.shared import factor
+from limbeck.losses.shared import factor, log_sum
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,7 +109,7 @@ def sparse_kl(
             rest = sparse.rest.to(logits.dtype)[:, None]
             # Not 1 - sum: near 0 that is nothing but rounding.
             others = logits.masked_fill(_kept(sparse, logits.shape[-1]), -torch.inf)
-            value = value + _cross_entropy(rest, (_logsumexp(others) - normalizer)[:, None])
+            value = value + _cross_entropy(rest, log_sum(others) - normalizer[:, None])
     else:
         mass = mass / mass.sum(-1, keepdim=True).clamp(min=torch.finfo(mass.dtype).tiny)
         value = torch.xlogy(mass, mass).sum(-1) + _cross_entropy(mass, logq)
@@ -154,12 +154,3 @@ def _cross_entropy(mass: Tensor, logq: Tensor) -> Tensor:
     ruled_out = logq == -torch.inf
     value = -(mass * logq.masked_fill(ruled_out, 0.0)).sum(-1)
     return value.masked_fill(ruled_out.any(-1), torch.inf)
-
-
-def _logsumexp(logits: Tensor) -> Tensor:
-    """[n]; -inf with zero gradient where there is nothing to sum."""
-    nothing = (logits == -torch.inf).all(-1)
-    if not bool(nothing.any()):
-        return logits.logsumexp(-1)
-    summed = logits.masked_fill(nothing[:, None], 0.0).logsumexp(-1)
-    return summed.masked_fill(nothing, -torch.inf)

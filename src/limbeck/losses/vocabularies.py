@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from limbeck.losses.divergences import forward_kl, reverse_kl
-from limbeck.losses.shared import factor, same_precision
+from limbeck.losses.shared import factor, log_sum, same_precision
 from limbeck.losses.transport import sorted_l1
 
 
@@ -213,10 +213,10 @@ def hybrid_kl(
     mine = student[:, rest]
     parts = [student[:, shared]], [teacher[:, partition.teacher]]
     if len(rest):  # else the teacher's rest is left out here, and its shared tokens add up to 1
-        parts[0].append(_logsumexp(mine))
-        parts[1].append(_logsumexp(theirs))
+        parts[0].append(log_sum(mine))
+        parts[1].append(log_sum(theirs))
     if len(partition.student_other):
-        parts[0].append(_logsumexp(student[:, partition.student_other]))
+        parts[0].append(log_sum(student[:, partition.student_other]))
         parts[1].append(torch.full_like(parts[0][-1], -torch.inf))
     coarse, coarse_teacher = (torch.cat(side, -1) for side in parts)
     value = forward_kl(coarse, coarse_teacher)
@@ -225,15 +225,6 @@ def hybrid_kl(
         share = coarse_teacher.softmax(-1)[:, len(shared)]
         value = value + transport * share * within
     return scale * value
-
-
-def _logsumexp(logits: Tensor) -> Tensor:
-    """[n, 1]; -inf with zero gradient where there is nothing to sum."""
-    if not logits.shape[1]:
-        return logits.new_full((len(logits), 1), -torch.inf)
-    nothing = (logits == -torch.inf).all(-1, keepdim=True)
-    summed = logits.masked_fill(nothing, 0.0).logsumexp(-1, keepdim=True)
-    return summed.masked_fill(nothing, -torch.inf)
 
 
 def _no_holes(logits: Tensor) -> Tensor:
