@@ -3,7 +3,7 @@
 Shape letters: b sequences, t positions, n rows, v vocabulary, d width, h heads, k kept, g spans.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -312,27 +312,7 @@ class Signals:
             return self
         if isinstance(index, Spans):
             return self._of_spans(index)
-
-        def picked(value: Any) -> Any:
-            return None if value is None else value[index]
-
-        return replace(
-            self,
-            labels=self.labels[index],
-            logits=picked(self.logits),
-            projection=picked(self.projection),
-            sparse=picked(self.sparse),
-            chosen=picked(self.chosen),
-            behaviour=picked(self.behaviour),
-            boundary=picked(self.boundary),
-            hidden={site: value[index] for site, value in self.hidden.items()},
-            attention={site: value[index] for site, value in self.attention.items()},
-            sample=picked(self.sample),
-            group=picked(self.group),
-            length=picked(self.length),
-            score=picked(self.score),
-            valid=picked(self.valid),
-        )
+        return self._each(lambda value: value[index])
 
     def _of_spans(self, spans: Spans) -> "Signals":
         boundary = self.boundary
@@ -349,25 +329,24 @@ class Signals:
     def to(self, device: torch.device) -> "Signals":
         """The same signals on `device`; a projection stays where its head is."""
 
-        def moved(value: Tensor | None) -> Tensor | None:
-            return None if value is None else value.to(device, non_blocking=True)
+        def moved(value: Any) -> Any:
+            if isinstance(value, Projection):
+                return value
+            if isinstance(value, Sparse):
+                return value.to(device)
+            return value.to(device, non_blocking=True)
 
-        return replace(
-            self,
-            labels=self.labels.to(device, non_blocking=True),
-            logits=moved(self.logits),
-            sparse=None if self.sparse is None else self.sparse.to(device),
-            chosen=moved(self.chosen),
-            behaviour=moved(self.behaviour),
-            boundary=moved(self.boundary),
-            hidden={site: value.to(device) for site, value in self.hidden.items()},
-            attention={site: value.to(device) for site, value in self.attention.items()},
-            sample=moved(self.sample),
-            group=moved(self.group),
-            length=moved(self.length),
-            score=moved(self.score),
-            valid=moved(self.valid),
-        )
+        return self._each(moved)
+
+    def _each(self, change: Callable[[Any], Any]) -> "Signals":
+        """The signals after a change to each that is there."""
+
+        def changed(value: Any) -> Any:
+            if isinstance(value, Mapping):
+                return {site: change(part) for site, part in value.items()}
+            return None if value is None else change(value)
+
+        return replace(self, **{name: changed(getattr(self, name)) for name in self.__slots__})
 
 
 @dataclass(frozen=True, kw_only=True)
