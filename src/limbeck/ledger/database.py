@@ -68,7 +68,7 @@ def open_ledger(path: Path) -> sqlite3.Connection:
         database = connect(path)
         try:
             _expect_ours(database, path)
-            _patiently(database, "PRAGMA journal_mode = WAL")
+            _use_wal(database)
             _make_tables(database)
             found = " ".join(database.execute("PRAGMA quick_check(1)").fetchone()[0].split())
             if found != "ok":
@@ -129,12 +129,12 @@ def _make_tables(database: sqlite3.Connection) -> None:
         raise
 
 
-def _patiently(database: sqlite3.Connection, statement: str) -> None:
-    """Run what SQLite refuses at once, without its own waiting, while another opens the file."""
+def _use_wal(database: sqlite3.Connection) -> None:
+    """Switch it on, which SQLite refuses at once, without waiting, while another opens the file."""
     end = time.monotonic() + BUSY_SECONDS
     while True:
         try:
-            database.execute(statement)
+            database.execute("PRAGMA journal_mode = WAL")
             return
         except sqlite3.OperationalError as error:
             if not _busy(error) or time.monotonic() > end:

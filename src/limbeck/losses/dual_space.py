@@ -4,6 +4,7 @@ No two vocabularies are compared. In the student's space both distributions come
 head, in the teacher's space both from the teacher's.
 """
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
@@ -56,16 +57,13 @@ def student_space(
     return _by_rows(loss, student, projected, labels, rows=rows)
 
 
-def teacher_space(
-    teacher: Projection, projected: Tensor, *, temperature: float = 1.0, rows: int | None = None
-) -> Tensor:
+def teacher_space(teacher: Projection, projected: Tensor, *, temperature: float = 1.0) -> Tensor:
     """T^2 KL(p_T || q_T),   q = softmax(head(projected)): both through the teacher's head.
 
     Args:
         teacher: its states and head, of m rows; neither gets a gradient.
         projected: [m, d] the student's states in the teacher's space.
         temperature: T.
-        rows: rows at a time; None for as many as `CHUNK_BYTES` hold.
 
     Returns:
         [m] nats, on the device of `projected`.
@@ -79,7 +77,7 @@ def teacher_space(
             theirs = own.logits()
         return forward_kl(_through(teacher, projected).logits(), theirs, temperature=temperature)
 
-    value = _by_rows(loss, teacher, projected.to(teacher.device), rows=rows)
+    value = _by_rows(loss, teacher, projected.to(teacher.device))
     return value.to(projected.device)
 
 
@@ -150,7 +148,9 @@ def _masked_softmax(scores: Tensor, keys: Blocks) -> Tensor:
     return scores.masked_fill(~keys.there[:, None], -torch.inf).softmax(-1)
 
 
-def _by_rows(loss, head: Projection, *tensors: Tensor, rows: int | None) -> Tensor:
+def _by_rows(
+    loss: Callable[..., Tensor], head: Projection, *tensors: Tensor, rows: int | None = None
+) -> Tensor:
     """`loss(head of some rows, *tensors)` a few rows at a time."""
 
     def of_rows(hidden: Tensor, *parts: Tensor) -> Tensor:

@@ -14,6 +14,9 @@ from limbeck.core.errors import RecipeError
 from limbeck.core.protocols import Network
 from limbeck.losses.semantic import Costs, Pricing
 
+FIELD = "cost"
+"""The objective's field that these are the values of, for messages."""
+
 TABLE_ENTRIES = 2**27
 """Distances that are made before training and kept, 2 bytes each. Where all would be more, they are
 found in each step for the tokens that are kept in it."""
@@ -115,7 +118,7 @@ def byte_costs(
     )
 
 
-def embedding_costs(teacher: Network, student: Network, field: str) -> Pricing:
+def embedding_costs(teacher: Network, student: Network) -> Pricing:
     """1 - cosine of the teacher's embeddings.
 
     Raises:
@@ -123,11 +126,11 @@ def embedding_costs(teacher: Network, student: Network, field: str) -> Pricing:
     """
     if not hasattr(teacher, "embeddings"):
         raise RecipeError(
-            field, "'embeddings' needs a single model as teacher, not a cache or an ensemble"
+            FIELD, "'embeddings' needs a single model as teacher, not a cache or an ensemble"
         )
     if teacher.vocabulary != student.vocabulary:
         raise RecipeError(
-            field,
+            FIELD,
             "'embeddings' needs one tokenizer for both models: the teacher has no embeddings of "
             "the student's tokens; use 'bytes', or a table of your own",
         )
@@ -135,7 +138,7 @@ def embedding_costs(teacher: Network, student: Network, field: str) -> Pricing:
     return EmbeddingCosts(directions.to(student.embeddings().device))
 
 
-def table_costs(path: str, teacher: int, student: int, device: torch.device, field: str) -> Pricing:
+def table_costs(path: str, teacher: int, student: int, device: torch.device) -> Pricing:
     """Costs from a file: `cost` [w, v], and for a debiased loss `teacher` [w, w], `student` [v, v].
 
     Raises:
@@ -144,26 +147,26 @@ def table_costs(path: str, teacher: int, student: int, device: torch.device, fie
     try:
         tables = load_file(path)
     except (OSError, SafetensorError) as error:
-        raise RecipeError(field, f"cannot read {str(Path(path))!r}: {error}") from None
+        raise RecipeError(FIELD, f"cannot read {str(Path(path))!r}: {error}") from None
     if "cost" not in tables:
         held = ", ".join(sorted(tables)) or "nothing"
-        raise RecipeError(field, f"{path!r} has no tensor 'cost'; it has {held}")
+        raise RecipeError(FIELD, f"{path!r} has no tensor 'cost'; it has {held}")
     cost = tables["cost"]
-    _check(cost, (teacher, student), f"{field}: tensor 'cost'")
+    _check(cost, (teacher, student), f"{FIELD}: tensor 'cost'")
     if bool((cost == cost[:, :1]).all()):
         raise RecipeError(
-            field,
+            FIELD,
             "tensor 'cost' is the same for all of the student's tokens, so that no student is "
             "better than another; it must differ within its rows",
         )
     own = {name: tables[name] for name in ("teacher", "student") if name in tables}
     if len(own) == 1:
-        raise RecipeError(field, f"{path!r} has {list(own)[0]!r} but not the other side's table")
+        raise RecipeError(FIELD, f"{path!r} has {list(own)[0]!r} but not the other side's table")
     for (name, table), width in zip(list(own.items()), (teacher, student), strict=False):
-        _check(table, (width, width), f"{field}: tensor {name!r}")
+        _check(table, (width, width), f"{FIELD}: tensor {name!r}")
         rounding = 1e-5 * float(table.max())
         if bool(((table - table.T).abs() > rounding).any() or (table.diagonal() > rounding).any()):
-            raise RecipeError(field, f"tensor {name!r} must be symmetric with a zero diagonal")
+            raise RecipeError(FIELD, f"tensor {name!r} must be symmetric with a zero diagonal")
         own[name] = ((table + table.T) / 2).fill_diagonal_(0.0)
     return TableCosts(
         between=cost.to(device),

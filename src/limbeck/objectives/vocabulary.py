@@ -90,16 +90,16 @@ class SemanticTransport(TwoVocabularies):
             raise RecipeError(
                 "k", f"must be at most {least}, the smaller vocabulary; it is {self.k}"
             )
-        place, device = "cost", student.embeddings().device
+        device = student.embeddings().device
         if self.cost == "bytes":
             pricing = byte_costs(theirs, mine, _ends(teacher, student), device)
         elif self.cost == "embeddings":
-            pricing = embedding_costs(teacher, student, place)
+            pricing = embedding_costs(teacher, student)
         elif Path(self.cost).suffix == ".safetensors":
-            pricing = table_costs(self.cost, len(theirs), len(mine), device, place)
+            pricing = table_costs(self.cost, len(theirs), len(mine), device)
         else:
             hint = did_you_mean(self.cost, ["bytes", "embeddings", "a .safetensors file"])
-            raise RecipeError(place, f"unknown cost {self.cost!r}; {hint}")
+            raise RecipeError("cost", f"unknown cost {self.cost!r}; {hint}")
         return _PricedTransport(**_fields(self, SemanticTransport), pricing=pricing)
 
 
@@ -315,12 +315,8 @@ def partition(teacher: Network, student: Network) -> Partition:
 
 def _ends(teacher: Network, student: Network) -> tuple[int, int] | None:
     """Both models' end-of-text tokens, where both have one."""
-    theirs, mine = _end(teacher), _end(student)
+    theirs, mine = teacher.end_token, student.end_token
     return None if theirs is None or mine is None else (theirs, mine)
-
-
-def _end(network: Network) -> int | None:
-    return network.end_token
 
 
 def _roles(ends: tuple[int, int] | None) -> dict[int, int]:

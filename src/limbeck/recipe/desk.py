@@ -132,7 +132,7 @@ class Teachers:
         if self._ledger is None:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._ledger = self.stack.enter_context(Ledger(self.folder / ANSWERS))
-        return Recorded(LocalWriter(model, model.name), self._ledger, self._identity(name, model))
+        return Recorded(LocalWriter(model), self._ledger, self._identity(name, model))
 
     def _model(self, name: str) -> CausalModel:
         if name not in self._models:

@@ -19,16 +19,15 @@ class FillDisplay:
     Args:
         title: what is being filled.
         samples: how many are still to be read.
-        console: where to.
     """
 
-    def __init__(self, title: str, samples: int, console: Console | None = None) -> None:
+    def __init__(self, title: str, samples: int) -> None:
         self.title, self.samples = title, samples
-        self.console = console or Console(stderr=True)
-        self.live = self.console.is_terminal
+        console = Console(stderr=True)
+        self.live = console.is_terminal
         self.began = time.perf_counter()
         self.said = self.began
-        self.progress = progress_bar(self.console)
+        self.progress = progress_bar(console)
         self.task = self.progress.add_task(title, total=samples, note="")
 
     def told(self, done: Done) -> None:

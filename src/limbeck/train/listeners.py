@@ -58,11 +58,11 @@ class Display:
     LINES = 20
     """Lines of a piped run."""
 
-    def __init__(self, title: str, steps: int, done: int, console: Console | None = None) -> None:
+    def __init__(self, title: str, steps: int, done: int) -> None:
         self.title, self.steps = title, steps
-        self.console = console or Console(stderr=True)
-        self.live = self.console.is_terminal
-        self.progress = progress_bar(self.console)
+        console = Console(stderr=True)
+        self.live = console.is_terminal
+        self.progress = progress_bar(console)
         self.task = self.progress.add_task(title, total=steps, completed=done, note="")
 
     def on_step(self, step: Step) -> None:
