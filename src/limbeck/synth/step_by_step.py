@@ -1,6 +1,6 @@
 """Step `two_tasks`: rationale and answer as two tasks of one student, told apart by a prefix."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
 from limbeck.core.errors import RecipeError
@@ -33,16 +33,6 @@ class TwoTasks:
     def __post_init__(self) -> None:
         if self.explain == self.predict:
             raise RecipeError("explain", "is the same as `predict`; how is one to tell the tasks?")
-
-    @property
-    def asks(self) -> Sequence[str]:
-        """Nobody."""
-        return ()
-
-    @property
-    def reads(self) -> Sequence[str]:
-        """Nobody."""
-        return ()
 
     def run(self, rows: Iterable[Row], desk: Desk) -> Iterator[Row]:
         """Two rows of each; one without a rationale only learns to answer, and is counted."""

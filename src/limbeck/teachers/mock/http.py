@@ -11,7 +11,6 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 from limbeck.core.errors import RecipeError
@@ -113,12 +112,7 @@ class MockTeacher:
             raise RecipeError("--port", f"port {self.port} cannot be used: {failed[0].strerror}")
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         async def stop() -> None:
             self._server.close()
             tasks = asyncio.all_tasks() - {asyncio.current_task()}
