@@ -42,12 +42,12 @@ def fit(recipe: Recipe, document: Document | None = None) -> Recipe:
         _fit_term(term, f"terms.{index}", recipe, document)
         for index, term in enumerate(recipe.terms)
     )
-    if len({term.label for term in terms}) < len(terms):
-        counts = [term.label for term in terms]
-        twice = next(i for i, label in enumerate(counts) if label in counts[:i])
-        raise document.error(
-            f"terms.{twice}", f"a second {counts[twice]!r}; give this term a `name` of its own"
-        )
+    labels = [term.label for term in terms]
+    for index, label in enumerate(labels):
+        if label in labels[:index]:
+            raise document.error(
+                f"terms.{index}", f"a second {label!r}; give this term a `name` of its own"
+            )
     for index, evaluation in enumerate(recipe.evals):
         if evaluation.needs_teacher and not recipe.others:
             raise document.error(
@@ -90,10 +90,6 @@ def _fit_student(recipe: Recipe, document: Document) -> None:
         raise document.error("student.attention", "wants `dtype: bfloat16` or `float16` beside it")
 
 
-def _ensembles(recipe: Recipe) -> list[str]:
-    return [n for n, s in recipe.teachers.items() if isinstance(s, EnsembleTeacher)]
-
-
 def _fit_ensemble(spec: EnsembleTeacher, name: str, recipe: Recipe, document: Document) -> None:
     """Its members are other teachers that give logits, and no ensembles."""
     path = f"teachers.{name}.of"
@@ -104,7 +100,7 @@ def _fit_ensemble(spec: EnsembleTeacher, name: str, recipe: Recipe, document: Do
         if member not in recipe.teachers:
             hint = did_you_mean(member, single) if single else "the recipe has no other teachers"
             raise document.error(f"{path}.{member}", f"no teacher {member!r}; {hint}")
-        if member in _ensembles(recipe):
+        if isinstance(recipe.teachers[member], EnsembleTeacher):
             raise document.error(
                 f"{path}.{member}", f"{member!r} is an ensemble too; name its teachers here"
             )

@@ -109,9 +109,9 @@ def _headline(report: Report) -> str:
     bits = report.evals.get("bits_per_byte")
     if task is not None:
         name, figures = task
-        after, before = (_amount(value, figures.unit) for value in (figures.after, figures.teacher))
+        after, whole = (_amount(value, figures.unit) for value in (figures.after, figures.teacher))
         kept = _amount(figures.retention, "share")
-        sentence = f"{student} keeps {kept} of {teacher}'s score on {name} ({after} of {before})"
+        sentence = f"{student} keeps {kept} of {teacher}'s score on {name} ({after} of {whole})"
     elif top1 is not None:
         share = _amount(top1, "share")
         sentence = (
@@ -128,9 +128,9 @@ def _headline(report: Report) -> str:
         clauses.append(f"writes {_times(speedup, 'faster', 'slower', 'as fast')}")
     if (saved := report.cost.reduction) is not None:
         clauses.append(f"costs {abs(saved):.0%} {'less' if saved >= 0 else 'more'} a token")
-    return (
-        sentence + "".join(f"; it {clause}" for clause in [" and ".join(clauses)] if clause) + "."
-    )
+    if clauses:
+        sentence += f"; it {' and '.join(clauses)}"
+    return f"{sentence}."
 
 
 def _ratio(above: float | None, below: float | None) -> float | None:
