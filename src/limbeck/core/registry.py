@@ -35,7 +35,15 @@ def kinds(slot: str) -> dict[str, type]:
     return dict(sorted(found.items()))
 
 
-def did_you_mean(name: str, options: list[str]) -> str:
-    """' Did you mean X?' where an option is near, else the list of options."""
+def did_you_mean(name: str, options: list[str], otherwise: str | None = None) -> str:
+    """Which option may be meant; where none is near, `otherwise`, or by default all of them.
+
+    >>> did_you_mean("forwrad_kl", ["forward_kl", "reverse_kl"])
+    "did you mean 'forward_kl'?"
+    >>> did_you_mean("x", ["forward_kl", "reverse_kl"])
+    'one of: forward_kl, reverse_kl'
+    """
     near = difflib.get_close_matches(name, options, n=1)
-    return f"did you mean {near[0]!r}?" if near else "one of: " + ", ".join(sorted(options))
+    if near:
+        return f"did you mean {near[0]!r}?"
+    return "one of: " + ", ".join(sorted(options)) if otherwise is None else otherwise

@@ -286,16 +286,15 @@ def _new_config(spec: CausalStudent, teachers: Mapping[str, Any]) -> Any:
     if not isinstance(kind, str):
         raise RecipeError("student.config.model_type", "is missing; for example: llama")
     if kind not in CONFIG_MAPPING:
-        hint = did_you_mean(kind, list(CONFIG_MAPPING)) if len(kind) > 2 else "for example: llama"
-        hint = hint if hint.startswith("did") else "for example: llama, qwen3, gpt2"
+        options = list(CONFIG_MAPPING) if len(kind) > 2 else []  # two letters are near to anything
+        hint = did_you_mean(kind, options, "for example: llama, qwen3, gpt2")
         raise RecipeError("student.config.model_type", f"no architecture {kind!r}; {hint}")
     tokenizer = tokenizer_of(spec, teachers)
     known = AutoConfig.for_model(kind).to_dict()
     for key in values:
         if key not in known:
-            raise RecipeError(
-                f"student.config.{key}", f"{kind} has no such setting; {_near(key, known)}"
-            )
+            hint = did_you_mean(key, list(known), "see its configuration class in transformers")
+            raise RecipeError(f"student.config.{key}", f"{kind} has no such setting; {hint}")
     size = values.setdefault("vocab_size", len(tokenizer))
     if isinstance(size, int) and size < len(tokenizer):
         raise RecipeError(
@@ -308,11 +307,6 @@ def _new_config(spec: CausalStudent, teachers: Mapping[str, Any]) -> Any:
         return AutoConfig.for_model(kind, **values)
     except Exception as error:  # transformers' strict dataclasses have errors of their own
         raise RecipeError("student.config", _one_line(error)) from error
-
-
-def _near(key: str, known: Mapping[str, Any]) -> str:
-    hint = did_you_mean(key, list(known))
-    return hint if hint.startswith("did") else "see its configuration class in transformers"
 
 
 def _one_line(error: Exception) -> str:
