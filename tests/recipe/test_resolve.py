@@ -313,7 +313,10 @@ FIT_ERRORS = {
         {"teachers": {"a": LocalTeacher(name="a"), "b": LocalTeacher(name="b")}},
         "student.from: no teacher 'big'",
     ),
-    "no teacher": ({"teachers": {}}, "student.from: no teacher 'big'; the recipe has none"),
+    "no teacher": (
+        {"teachers": {}},
+        "student.from: no teacher 'big'; the recipe has no `teachers`",
+    ),
     "no terms": ({"terms": ()}, "terms: there is no term"),
     "no model": ({"student": CausalStudent()}, "student: give one of name, from, config"),
     "two models": (

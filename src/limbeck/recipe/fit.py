@@ -35,9 +35,7 @@ def fit(recipe: Recipe, document: Document | None = None) -> Recipe:
             _fit_ensemble(spec, name, recipe, document)
     speaker = recipe.speaker
     if speaker is not None and speaker not in recipe.teachers:
-        names = list(recipe.teachers)
-        hint = did_you_mean(speaker, names) if names else "the recipe has no `teachers`"
-        raise document.error("source.speaker.teacher", f"no teacher {speaker!r}; {hint}")
+        raise document.error("source.speaker.teacher", _no_teacher(speaker, recipe))
     terms = tuple(
         _fit_term(term, f"terms.{index}", recipe, document)
         for index, term in enumerate(recipe.terms)
@@ -72,8 +70,7 @@ def _fit_student(recipe: Recipe, document: Document) -> None:
     if student.layers is not None and student.from_ is None:
         raise document.error("student.layers", "only goes with `from`")
     if student.from_ not in (None, "teacher", *teachers):
-        hint = did_you_mean(student.from_, list(teachers)) if teachers else "the recipe has none"
-        raise document.error("student.from", f"no teacher {student.from_!r}; {hint}")
+        raise document.error("student.from", _no_teacher(student.from_, recipe))
     origin = teachers.get(student.from_ or "")
     if isinstance(origin, SelfTeacher | ServerTeacher):
         raise document.error(
@@ -88,6 +85,12 @@ def _fit_student(recipe: Recipe, document: Document) -> None:
         raise document.error("student.quantize", "frozen weights need `lora` to train something")
     if student.dtype == "float32" and "flash" in (student.attention or ""):
         raise document.error("student.attention", "wants `dtype: bfloat16` or `float16` beside it")
+
+
+def _no_teacher(name: str, recipe: Recipe) -> str:
+    names = list(recipe.teachers)
+    hint = did_you_mean(name, names) if names else "the recipe has no `teachers`"
+    return f"no teacher {name!r}; {hint}"
 
 
 def _fit_ensemble(spec: EnsembleTeacher, name: str, recipe: Recipe, document: Document) -> None:
@@ -144,8 +147,7 @@ def _fit_term(term: Term, path: str, recipe: Recipe, document: Document) -> Term
         found = f"one of: {', '.join(names)}" if names else "the recipe has no `teachers`"
         raise document.error(f"{path}.teacher", f"{kind} needs a teacher; {found}")
     if name not in recipe.teachers:
-        hint = did_you_mean(name, names) if names else "the recipe has no `teachers`"
-        raise document.error(f"{path}.teacher", f"no teacher {name!r}; {hint}")
+        raise document.error(f"{path}.teacher", _no_teacher(name, recipe))
     offers = recipe.teachers[name].offers
     if not needs <= offers:
         missing = needs - offers
