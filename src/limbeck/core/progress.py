@@ -1,4 +1,4 @@
-"""The one look of all progress bars."""
+"""The look of progress bars."""
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn

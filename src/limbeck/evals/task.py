@@ -141,7 +141,7 @@ class Task:
             raise DataError(f"{place}: not a JSON object")
         for key in ("prompt", "answer"):
             if key not in row:
-                raise DataError(f"{place}: no `{key}`; it has {', '.join(map(str, row)) or 'no'}")
+                raise DataError(f"{place}: no `{key}`; it has {', '.join(row) or 'nothing'}")
         answer: Any = row["answer"]
         if self.match == "json" and not isinstance(answer, str):
             answer = json.dumps(answer)

@@ -70,11 +70,11 @@ LOSS_COPIES = {
 }
 """[n, v] float32 tensors that are alive at a loss's peak, besides the logits of the two models."""
 
-MAP_COPIES = 3
-"""Tensors of the size of a layer's scores that each model has at the peak of a loss of maps."""
-
 OTHER_COPIES = 8
 """The same where a kind is not in the table."""
+
+MAP_COPIES = 3
+"""Tensors of the size of a layer's scores that each model has at the peak of a loss of maps."""
 
 
 @dataclass(frozen=True)

@@ -1,1 +1,1 @@
-"""Teachers that are not a model in this process: a cache of what one said."""
+"""Teachers beyond a model that is read: caches, ensembles, the student itself, servers, writers."""

@@ -349,8 +349,10 @@ def _number(value: Any) -> float:
 
 
 def _check(score: Scored) -> None:
-    """Raises:
-    ValueError: these are no log-probabilities of one distribution.
+    """Refuse what cannot be log-probabilities of one distribution.
+
+    Raises:
+        ValueError: with what is wrong.
     """
     _number(score.logp)
     total = sum(math.exp(_number(logp)) for _, logp in score.top)

@@ -35,7 +35,8 @@ TINY = 1e-12
 def by_gradient(scales: Sequence[float], norms: Sequence[float]) -> list[float]:
     """Scales with which all terms pull equally at the last layer they share.
 
-    scale_k = norm_1 / norm_k, the first term's being 1: the learning rate keeps its meaning. A term
+    scale_k = norm_1 / norm_k, the first term's being 1: the learning rate keeps its meaning. One
+    that was measured before goes half of the way there, in its logarithm (see `KEPT`). A term
     without a gradient, or with one that is not finite, keeps its scale.
 
     Source: Chen et al., "GradNorm" (arXiv 1711.02257), for the norm at one shared layer; Minixhofer
@@ -46,8 +47,8 @@ def by_gradient(scales: Sequence[float], norms: Sequence[float]) -> list[float]:
     found: list[float] = []
     for before, norm in zip(scales, norms, strict=True):
         wanted = norms[0] / norm if _tells(norm) else before
-        first = before == 1.0
-        found.append(wanted if first else before**KEPT * wanted ** (1 - KEPT))
+        unmeasured = before == 1.0
+        found.append(wanted if unmeasured else before**KEPT * wanted ** (1 - KEPT))
     return found
 
 

@@ -1,4 +1,4 @@
-"""AdamW, learning-rate schedules as pure functions of the step, clipping, and fp16 loss scaling."""
+"""AdamW, learning-rate schedules as pure functions of the step, gradients' norm, fp16 scaling."""
 
 import math
 from collections.abc import Iterable, Sequence
