@@ -75,6 +75,7 @@ def run(
         RecipeError: the recipe cannot work, `out` is in use, or holds another recipe's run.
         LimbeckError: it failed on the way; the message says what to do.
     """
+    document = document or Document({}, {})
     facts = check(recipe, document)
     with ExitStack() as stack:
         mesh = Mesh(recipe.train.parallel, recipe.train.device)
@@ -114,13 +115,13 @@ class _Run:
         facts: Facts,
         out: Path,
         mesh: Mesh,
-        document: Document | None,
+        document: Document,
         stack: ExitStack,
     ) -> None:
         self.recipe, self.facts, self.out, self.mesh = recipe, facts, out, mesh
         self.document = document
         # Data first: it is quick to check, and a wrong row should not cost the loading of weights.
-        check_generated(generation_of(recipe, document and document.file))
+        check_generated(generation_of(recipe, document.file))
         self.source = recipe.source.open(recipe.seed)
         given = getattr(self.source, "given", self.source)
         self.starts = {source: source.state_dict() for source in (self.source, given)}
@@ -159,7 +160,7 @@ class _Run:
             self.recipe, student, self.teachers, self.source, folder, self.mesh, self.document
         )
         if getattr(self.recipe.source, "adaptive", None) and self.curve(student) is None:
-            raise (self.document or Document({}, {})).error(
+            raise self.document.error(
                 "source.adaptive",
                 "follows the KL on held-out samples, which is not measured here: that takes"
                 " `holdout` rows and, as the first teacher, a model on this machine with the"
@@ -293,8 +294,7 @@ class _Run:
             Batches(given, student, 1, self.recipe.seed).next(1)
         except DataError as error:
             reason = f"what the source is given has no labels to train a control arm on: {error}"
-            document = self.document or Document({}, {})
-            raise document.error("compare", f"{reason}; or leave `compare` out") from None
+            raise self.document.error("compare", f"{reason}; or leave `compare` out") from None
         given.load_state_dict(self.starts[given])
 
     def train(self, student: CausalModel, terms: Sequence[Term], folder: Path, title: str) -> Arm:
