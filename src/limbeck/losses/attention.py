@@ -12,6 +12,7 @@ from torch import Tensor
 
 from limbeck.losses.blocks import Blocks
 from limbeck.losses.features import both, exact
+from limbeck.losses.shared import widened
 
 __all__ = ["attention_kl", "attention_mse", "relation_kl"]
 
@@ -150,8 +151,7 @@ def _scores(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor, Tensor]:
             "attention must be [n, heads, positions] of the same rows and positions; it is "
             f"{list(student.shape)} (student) and {list(teacher.shape)} (teacher)"
         )
-    dtype = torch.promote_types(torch.promote_types(student.dtype, teacher.dtype), torch.float32)
-    student, teacher = student.to(dtype), teacher.to(dtype)
+    student, teacher = widened(student, teacher)
     seen = [(scores > -torch.inf).all(1, keepdim=True) for scores in (student, teacher)]
     return student, teacher, seen[0] & seen[1]
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from limbeck.losses.blocks import Blocks
+from limbeck.losses.shared import widened
 
 __all__ = [
     "cka_loss",
@@ -267,7 +268,7 @@ def cka_loss(student: Tensor, teacher: Tensor) -> Tensor:
 
 
 def both(student: Tensor, teacher: Tensor, *, same_width: bool = False) -> tuple[Tensor, Tensor]:
-    """Both in the wider of their types, and never in less than float32.
+    """`widened` hidden states.
 
     Raises:
         ValueError: they are not [n, d] and [n, w] of the same n rows, a width is 0, or the widths
@@ -281,8 +282,7 @@ def both(student: Tensor, teacher: Tensor, *, same_width: bool = False) -> tuple
             + (" of one shape" if same_width else " of the same rows")
             + f"; they are {list(student.shape)} (student) and {list(teacher.shape)} (teacher)"
         )
-    dtype = torch.promote_types(torch.promote_types(student.dtype, teacher.dtype), torch.float32)
-    return student.to(dtype), teacher.to(dtype)
+    return widened(student, teacher)
 
 
 def exact(like: Tensor) -> Any:

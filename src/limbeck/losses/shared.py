@@ -22,7 +22,7 @@ def check_share(name: str, value: float) -> None:
 
 
 def same_precision(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
-    """Both in the wider of their types, and never in less than float32.
+    """`widened` logits.
 
     Raises:
         ValueError: they are not [n, v] and [n, w] of the same n rows, or a width is 0.
@@ -33,6 +33,11 @@ def same_precision(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
             "logits must be [n, v] and [n, w] of the same n rows; they are "
             f"{list(student.shape)} (student) and {list(teacher.shape)} (teacher)"
         )
+    return widened(student, teacher)
+
+
+def widened(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+    """Both in the wider of their types, and never in less than float32."""
     dtype = torch.promote_types(torch.promote_types(student.dtype, teacher.dtype), torch.float32)
     return student.to(dtype), teacher.to(dtype)
 
