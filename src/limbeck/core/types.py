@@ -3,7 +3,7 @@
 Shape letters: b sequences, t positions, n rows, v vocabulary, d width, h heads, k kept, g spans.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -103,6 +103,17 @@ class Sample:
     def completion(self) -> str | None:
         """The last learnt turn's text, or None where there is only a prompt."""
         return self.turns[-1].text if self.turns and self.turns[-1].learn else None
+
+
+def numbered(groups: Iterable[str | None]) -> list[int]:
+    """Groups by numbers from 0, in the order in which they come; without a name, one of its own.
+
+    >>> numbered(["a", None, "a", None])
+    [0, 1, 0, 2]
+    """
+    numbers: dict[str | int, int] = {}
+    keys = (place if name is None else name for place, name in enumerate(groups))
+    return [numbers.setdefault(key, len(numbers)) for key in keys]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

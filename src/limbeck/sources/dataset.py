@@ -14,7 +14,7 @@ from limbeck.core.errors import DataError
 from limbeck.core.random import stream
 from limbeck.core.registry import register
 from limbeck.core.text import is_whole
-from limbeck.core.types import Sample, Turn
+from limbeck.core.types import Sample, Turn, numbered
 from limbeck.sources.files import Rows, open_rows
 from limbeck.sources.held_out import Question, question
 
@@ -256,9 +256,7 @@ class Samples(Sequence[Sample]):
         names = [sample.group for sample in self]
         self.bundles: torch.Tensor | None = None
         if any(name is not None for name in names):
-            numbers: dict[Any, int] = {}
-            keys = (index if name is None else name for index, name in enumerate(names))
-            self.bundles = torch.tensor([numbers.setdefault(key, len(numbers)) for key in keys])
+            self.bundles = torch.tensor(numbered(names))
 
     def __len__(self) -> int:
         return len(self.rows)

@@ -18,7 +18,7 @@ from torch import Tensor
 from limbeck.align.spans import alone, pair
 from limbeck.core.protocols import Reader, Source
 from limbeck.core.term import Term
-from limbeck.core.types import Needs, Pairing, Sample, Signals, View
+from limbeck.core.types import Needs, Pairing, Sample, Signals, View, numbered
 from limbeck.losses.projection import Projection
 from limbeck.train.batches import Batches, Item
 from limbeck.train.phases import phase
@@ -296,9 +296,7 @@ def _groups(samples: Sequence[Sample]) -> dict[str, Tensor]:
     """What a view knows of groups and scores; nothing where there are none."""
     found: dict[str, Tensor] = {}
     if any(sample.group is not None for sample in samples):
-        numbers: dict[Any, int] = {}
-        keys = [i if sample.group is None else sample.group for i, sample in enumerate(samples)]
-        found["groups"] = torch.tensor([numbers.setdefault(key, len(numbers)) for key in keys])
+        found["groups"] = torch.tensor(numbered(sample.group for sample in samples))
     if any(sample.score is not None for sample in samples):
         scores = [math.nan if sample.score is None else sample.score for sample in samples]
         found["scores"] = torch.tensor(scores, dtype=torch.float32)
