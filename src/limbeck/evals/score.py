@@ -41,13 +41,7 @@ class Score:
 
     def to_json(self) -> dict[str, Any]:
         """JSON values; a figure that is not finite is null."""
-
-        def finite(value: float) -> float | None:
-            return value if math.isfinite(value) else None
-
-        interval = self.interval95
-        if interval is not None and not all(map(math.isfinite, interval)):
-            interval = None
+        interval = finite_interval(self.interval95)
         return {
             "value": finite(self.value),
             "n": self.n,
@@ -67,6 +61,16 @@ class Score:
             better=found["better"],
             unit=found["unit"],
         )
+
+
+def finite(value: float) -> float | None:
+    """The value; None for NaN and infinity."""
+    return value if math.isfinite(value) else None
+
+
+def finite_interval(interval: Interval | None) -> Interval | None:
+    """The interval; None where an end is NaN or infinite."""
+    return interval if interval is not None and all(map(math.isfinite, interval)) else None
 
 
 def wilson_interval(share: float, n: float, z: float = Z95) -> Interval:

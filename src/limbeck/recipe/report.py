@@ -6,7 +6,6 @@ page.
 
 import contextlib
 import dataclasses
-import math
 import os
 import platform
 from collections.abc import Mapping, Sequence
@@ -19,7 +18,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from limbeck.core.errors import DataError
 from limbeck.core.files import write_json, write_text
-from limbeck.evals.score import Better, Interval, Score
+from limbeck.evals.score import Better, Interval, Score, finite, finite_interval
 
 if TYPE_CHECKING:  # a report can be read without what trains
     from limbeck.recipe.schema import Recipe
@@ -56,9 +55,9 @@ class AgreementFigures:
         """Of a suite's scores; what is absent there is None here."""
         found = {name: scores[name] for name in ("kl_nats", "top1") if name in scores}
         return cls(
-            **{name: _finite(score.value) for name, score in found.items()},
+            **{name: finite(score.value) for name, score in found.items()},
             n=next((score.n for score in found.values()), None),
-            intervals={name: _interval(score) for name, score in found.items()},
+            intervals={name: finite_interval(score.interval95) for name, score in found.items()},
         )
 
 
@@ -96,17 +95,19 @@ class EvalFigures:
     def of(cls, arms: Mapping[str, Score]) -> "EvalFigures":
         """Of one score, by arm (see `ARMS`)."""
         some = arms["after"] if "after" in arms else next(iter(arms.values()))
-        values = {arm: _finite(score.value) for arm, score in arms.items()}
+        values = {arm: finite(score.value) for arm, score in arms.items()}
         teacher, after = values.get("teacher"), values.get("after")
         retention = None
         if some.better == "higher" and teacher and after is not None:
             retention = after / teacher
+        ends = {arm: finite_interval(arms[arm].interval95) for arm in ARMS if arm in arms}
+        interval95 = ends.pop("after", None)
         return cls(
             **values,
             retention=retention,
             n=some.n if "after" in arms else None,
-            interval95=_interval(arms["after"]) if "after" in arms else None,
-            intervals={arm: _interval(arms[arm]) for arm in ARMS if arm in arms and arm != "after"},
+            interval95=interval95,
+            intervals=ends,
             better=some.better,
             unit=some.unit,
         )
@@ -362,15 +363,6 @@ def versions() -> dict[str, str]:
     return found
 
 
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None
-
-
-def _interval(score: Score) -> Interval | None:
-    ends = score.interval95
-    return ends if ends is not None and all(map(math.isfinite, ends)) else None
-
-
 def _plain(value: Any) -> Any:
     """JSON values with null for NaN and infinity, and for an interval that has one as its end."""
     if isinstance(value, Mapping):
@@ -378,4 +370,4 @@ def _plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         items = [_plain(item) for item in value]
         return items if None not in items else None
-    return _finite(value) if isinstance(value, float) else value
+    return finite(value) if isinstance(value, float) else value
