@@ -52,10 +52,7 @@ def resolve(document: Document) -> Recipe:
     for key in ("student", "source", "terms"):
         if values.get(key) is None:
             raise document.error(key, "is missing")
-    teachers = {
-        name: _kind("teacher", value, f"teachers.{name}", document)
-        for name, value in _mapping(_or(values.get("teachers"), {}), "teachers", document).items()
-    }
+    teachers = _teachers(document)
     parts: dict[str, Any] = {
         "student": _kind("student", values["student"], "student", document),
         "source": _kind("source", values["source"], "source", document),
@@ -97,13 +94,12 @@ def resolve_generation(document: Document) -> Generation:
     _known(values, [field.name for field in fields(Recipe)], "", document)
     if values.get("source") is None:
         raise document.error("source", "is missing")
-    teachers = _mapping(_or(values.get("teachers"), {}), "teachers", document)
     student, seed = values.get("student"), _or(values.get("seed"), 0)
     if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
         raise document.error("seed", f"a whole number from 0 is wanted; it is {seed!r}")
     return Generation(
         source=_kind("source", values["source"], "source", document),
-        teachers={n: _kind("teacher", v, f"teachers.{n}", document) for n, v in teachers.items()},
+        teachers=_teachers(document),
         student=None if student is None else _kind("student", student, "student", document),
         seed=seed,
         file=document.file,
@@ -182,6 +178,11 @@ def training_sha256(recipe: Recipe) -> str:
 
 def _hash(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def _teachers(document: Document) -> dict[str, Any]:
+    given = _mapping(_or(document.values.get("teachers"), {}), "teachers", document)
+    return {name: _kind("teacher", v, f"teachers.{name}", document) for name, v in given.items()}
 
 
 def _term(value: Any, path: str, document: Document) -> Term:
