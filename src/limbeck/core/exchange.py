@@ -24,8 +24,10 @@ class Question:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scored:
-    """A token of a reply: its text, its log-probability (nats, at the sampling's temperature 1 as
-    the writer reports it), and the likeliest tokens at its place with theirs."""
+    """A token of a reply: its text, its log-probability, and the likeliest at its place.
+
+    Nats; of a model here at temperature 1, whatever it was drawn at, and else as the server says.
+    """
 
     text: str
     logp: float

@@ -315,9 +315,9 @@ class Signals:
     def select(self, index: Tensor | Spans | None) -> "Signals":
         """The rows that `index` names; None keeps all without a copy.
 
-        Of `Spans`, each group becomes a row: `chosen` is the log-probability of all its tokens,
-        `boundary` that of the row behind it (0, that is certainty, where there is none), and all
-        else is of its last row.
+        Of `Spans`, each group becomes a row: `chosen` and `behaviour` are the log-probability of
+        all its tokens, `length` their number, `boundary` that of the row behind it (0, that is
+        certainty, where there is none), and all else is of its last row.
         """
         if index is None:
             return self
