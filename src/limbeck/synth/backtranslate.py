@@ -162,14 +162,15 @@ class Backtranslate:
             if replies is None:
                 yield row
                 continue
-            row = row.made_by("backtranslate", scorer, replies[0], part="score")
-            reason = why_not(replies[0], scorer)
-            score = None if reason else verdicts.scores(replies[0].text, code, 1)
-            if reason is None and (score is None or score[0] > BEST):
+            reply = replies[0]
+            row = row.made_by("backtranslate", scorer, reply, part="score")
+            if (reason := why_not(reply, scorer)) is not None:
+                yield row.failed(reason)
+                continue
+            score = verdicts.scores(reply.text, code, 1)
+            if score is None or score[0] > BEST:
                 desk.counts[UNPARSABLE] += 1
-                reason = f"no score in the form asked for in the reply of {scorer}"
-            if reason is not None or score is None:
-                yield row.failed(str(reason))
+                yield row.failed(f"no score in the form asked for in the reply of {scorer}")
                 continue
             row = row.noted(instruction_score=score[0])
             low = score[0] < at_least
