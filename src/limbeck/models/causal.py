@@ -161,17 +161,22 @@ class CausalModel:
         return self._word_beginnings
 
     @property
+    def _config(self) -> Any:
+        """The configuration of the language model; others have one of images beside it."""
+        return inside(self.transformer).config.get_text_config()
+
+    @property
     def depth(self) -> int:
         """How many decoder layers it has."""
         return len(decoder_layers(self.transformer))
 
     def heads(self) -> int:
         """How many attention heads a layer has."""
-        return int(inside(self.transformer).config.get_text_config().num_attention_heads)
+        return int(self._config.num_attention_heads)
 
     def architecture(self) -> str:
         """What transformers calls its kind of network, such as `llama`."""
-        return str(inside(self.transformer).config.get_text_config().model_type)
+        return str(self._config.model_type)
 
     def layer_name(self, layer: int) -> str:
         """The name of a decoder layer in the network, such as `model.layers.3`."""
@@ -201,8 +206,7 @@ class CausalModel:
 
     def token_bytes(self) -> list[bytes | None]:
         """The bytes that each token id stands for; None for special ones and unused columns."""
-        columns = inside(self.transformer).config.get_text_config().vocab_size
-        return token_bytes(self.tokenizer, columns)
+        return token_bytes(self.tokenizer, self._config.vocab_size)
 
     def embeddings(self) -> Tensor:
         """[v, d] its input embeddings, detached."""
