@@ -84,6 +84,12 @@ def test_tags_are_whatever_text_is_wanted():
     assert one.text == "Let me think. " + SHORT
 
 
+def test_the_answer_may_stand_in_braces():
+    boxed = step(answer=r"\boxed{{answer}}", direct_tag="")
+    (one,) = good(run_step(boxed, traces(), student(" 6", " 6"))[0])
+    assert one.text == r"\boxed{6}"
+
+
 def test_both_ends_ask_nobody():
     for decide, text in (("always", "<think> " + SHORT), ("never", "<direct> It is 6.")):
         one = step(decide=decide)

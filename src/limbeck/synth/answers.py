@@ -13,6 +13,7 @@ from limbeck.synth.grouped import asked
 from limbeck.synth.rows import NO_PROMPT, Row
 from limbeck.synth.scoring import SCORES
 from limbeck.synth.step import Desk
+from limbeck.synth.template import filled
 
 Positive = Annotated[int, Field(gt=0)]
 
@@ -76,7 +77,7 @@ class Answers:
             return None
         if self.instruction is not None:
             *before, last = prompt
-            text = self.instruction.replace("{prompt}", last.text)
+            text = filled(self.instruction, prompt=last.text)
             prompt = (*before, replace(last, text=text))
         if self.system is not None:
             prompt = (

@@ -8,7 +8,6 @@ with y. The term is a divergence on the student's own tokens,
 for the answers that there is something to tell about; the others stay out of it.
 """
 
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Any
@@ -22,6 +21,7 @@ from limbeck.core.types import Sample
 from limbeck.evals.math_pool import SECONDS
 from limbeck.evals.verifiers import Match, Verdict, Verifier
 from limbeck.sources.dataset import privileged_turns
+from limbeck.synth.template import filled
 
 HELPED = "helped"
 """Channel of the answers that the teacher was told something about."""
@@ -141,20 +141,15 @@ class Teller:
         for step in range(1, len(group)):
             other = (place + step) % len(group)
             if verdicts[other].right:
-                return _filled(self.spec.solution, solution=group[other].completion or "")
+                return filled(self.spec.solution, solution=group[other].completion or "")
         return ""
 
     def _mistake(self, verdict: Verdict) -> str:
         if self.spec.mistake is None or verdict.right:
             return ""
         reason = verdict.reason or "it is wrong"
-        return _filled(self.spec.mistake, found=verdict.found or "nothing", reason=reason)
+        return filled(self.spec.mistake, found=verdict.found or "nothing", reason=reason)
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
         """Nothing of it changes; see `core.protocols.Carried`."""
         return iter(())
-
-
-def _filled(template: str, **known: str) -> str:
-    """In one go, since an answer may itself hold a word in braces."""
-    return re.sub(r"\{(\w+)\}", lambda place: known.get(place[1], place[0]), template)

@@ -15,6 +15,7 @@ from limbeck.synth.answers import fault_of
 from limbeck.synth.grouped import asked, grouped
 from limbeck.synth.rows import Row
 from limbeck.synth.step import Desk
+from limbeck.synth.template import filled
 
 
 @register("step", "hint")
@@ -75,9 +76,7 @@ class Hint:
         if right or first.answer is None or not first.prompt:
             return None
         *before, last = first.prompt
-        known = {"{prompt}": last.text, "{answer}": first.answer}
-        # In one go: a prompt may hold the word {answer} itself.
-        text = re.sub(r"\{prompt\}|\{answer\}", lambda place: known[place[0]], self.instruction)
+        text = filled(self.instruction, prompt=last.text, answer=first.answer)
         return Question(id=_name(first), prompt=(*before, replace(last, text=text)))
 
     def _made(self, first: Row, reply: Reply) -> Row:

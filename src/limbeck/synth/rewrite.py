@@ -13,6 +13,7 @@ from limbeck.evals.verifiers import Match, Verifier
 from limbeck.synth.grouped import asked
 from limbeck.synth.rows import Row
 from limbeck.synth.step import Desk
+from limbeck.synth.template import filled
 
 Positive = Annotated[int, Field(gt=0)]
 
@@ -81,8 +82,7 @@ class Rewrite:
         if row.completion is None or not row.prompt:
             return None
         *before, last = row.prompt
-        head, _, tail = self.instruction.partition("{completion}")
-        text = head.replace("{prompt}", last.text) + row.text + tail
+        text = filled(self.instruction, prompt=last.text, completion=row.text)
         return Question(id=f"{row.id}/rewrite", prompt=(*before, Turn(text=text, role=last.role)))
 
     def _good(self, row: Row, text: str) -> bool:
