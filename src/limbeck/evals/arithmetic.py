@@ -6,6 +6,7 @@ Nothing is evaluated by Python: an expression is numbers, `+ - * /` and brackets
 import re
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import pairwise
 
 LONGEST = 500
 """Characters of an expression; a longer one is noise."""
@@ -131,7 +132,7 @@ def equations(text: str) -> tuple[Equation, ...]:
     found: list[Equation] = []
     for match in _CHAIN.finditer(text):
         sides = _sides(match[0])
-        for left, right in zip(sides, sides[1:], strict=False):
+        for left, right in pairwise(sides):
             operations = re.search(r"[0-9)%][-+*/]", f"{left} {right}")
             true = _holds(left, right)
             if operations and true is not None:

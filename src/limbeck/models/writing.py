@@ -116,7 +116,7 @@ def _batch(
         attend[row, width - len(draft.ids) :] = 1
     ids, attend = ids.to(device), attend.to(device)
     follow = Follower(transformer, attend)
-    shifts = [shift(attend)] if shift else []
+    change = None if shift is None else shift(attend)
     draw = Draw([draft.seed for draft in drafts], sampling)
     ends = end_tokens(transformer, tokenizer)
     last = torch.tensor(ends, device=device, dtype=torch.int64)
@@ -126,7 +126,7 @@ def _batch(
     room = torch.tensor(most, device=device)[:, None]
     for _ in range(max(most)):
         logits = follow(ids)
-        for change in shifts:
+        if change is not None:
             logits = change(ids, logits)
         drawn = draw(logits).masked_fill_(~going, pad)
         ids = torch.cat([ids, drawn], 1)

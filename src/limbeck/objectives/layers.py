@@ -203,8 +203,10 @@ def _every(step: int, signals: Signals) -> Tensor:
 def _kept(scene: Scene, depths: tuple[int, int]) -> tuple[LayerPair, ...]:
     """The choice that was made before, or a new one."""
     path = scene.folder / "layers.json"
-    models = {"student": [scene.student.name, depths[0]]}
-    models["teacher"] = [teacher_of(scene).name, depths[1]]
+    models = {
+        "student": [scene.student.name, depths[0]],
+        "teacher": [teacher_of(scene).name, depths[1]],
+    }
     try:
         kept = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):  # not there, or not whole

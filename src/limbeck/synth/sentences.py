@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import dataclass
+from itertools import pairwise
 
 _CLOSERS = r"[\"')\]}»”’*]*+"
 # A run is looked at once, from its beginning and without going back: else long ones take for ever.
@@ -55,7 +56,7 @@ def sentences(text: str) -> list[Sentence]:
         del cuts[-2]
     found: list[Sentence] = []
     byte = 0
-    for first, last in zip(cuts, cuts[1:], strict=False):
+    for first, last in pairwise(cuts):
         piece = text[first:last]
         size = len(piece.encode(errors="replace"))
         found.append(Sentence(piece, byte, byte + size))

@@ -115,8 +115,8 @@ class Ensemble:
             said, logits = self._ask(name, some_samples(view, mine))
             parts.append(logits)
             places.append(rows)
-            nothing = torch.ones(len(rows), dtype=torch.bool)
-            known.append(nothing if said.valid is None else said.valid.cpu())
+            every = torch.ones(len(rows), dtype=torch.bool)
+            known.append(every if said.valid is None else said.valid.cpu())
         if not parts:
             return self._answer(view, self._ask(next(iter(self.members)), view)[1], None)
         width = min(logits.shape[1] for logits in parts)

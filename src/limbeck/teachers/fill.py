@@ -32,7 +32,6 @@ CHUNK_BYTES = 64 * 2**20
 POLL_SECONDS = 1.0
 """How often a process that has nothing left to do looks whether the others are done."""
 
-
 NOTES = "filled.jsonl"
 """One line for each shard that was made."""
 

@@ -4,7 +4,7 @@ import json
 import logging
 import math
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -109,11 +109,14 @@ async def _found(spec: ServerTeacher, ask: Ask) -> Capabilities:
     except Again as error:
         raise _hopeless(spec, error) from None
 
-    async def tried(n: int = 1, seed: int | None = None, **changes: Any) -> Heard | None:
+    async def tried(
+        question: Question = question,
+        sampling: Sampling = sampling,
+        n: int = 1,
+        seed: int | None = None,
+    ) -> Heard | None:
         """A variation; None where the server refuses it or fails at it."""
-        asked_of = changes.get("question", question)
-        drawn = changes.get("sampling", sampling)
-        asked = parameters(spec, asked_of, drawn, max_name=max_name)
+        asked = parameters(spec, question, sampling, max_name=max_name)
         try:
             return await ask(asked if seed is None else {**asked, "seed": seed}, n)
         except (Refused, Again):
@@ -122,8 +125,8 @@ async def _found(spec: ServerTeacher, ask: Ask) -> Capabilities:
     two = await tried(n=2)
     texts = [await tried(seed=seed) for seed in (1, 1, 2)]
     words = [heard.choices[0].text for heard in texts if heard is not None and heard.choices]
-    scored = await tried(sampling=Sampling(max_tokens=TOKENS, temperature=1.0, scores=2))
-    begun = await tried(question=Question(id="probe", prompt=question.prompt, prefix="The sea is"))
+    scored = await tried(sampling=replace(sampling, scores=2))
+    begun = await tried(question=replace(question, prefix="The sea is"))
     return Capabilities(
         n=two is not None and len(two.choices) == 2,
         seed=seeded(words),
