@@ -3,7 +3,7 @@
 import functools
 import logging
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from limbeck.core.types import Sample, View
 from limbeck.losses.projection import Projection
+from limbeck.models import modes
 
 BATCH_TOKENS = 4096
 """Tokens of a batch, with padding, that one forward pass reads."""
@@ -90,20 +91,10 @@ def read_logits(model: Any, view: View) -> Logits:
     return Logits(model.read(view, frozenset({"logits"})).logits)
 
 
-@contextmanager
-def evaluating(*models: Any) -> Iterator[None]:
+def evaluating(*models: Any) -> AbstractContextManager[None]:
     """No dropout in the block; each module's own mode is as before when it ends.
 
     A participant without a `module` (a server, a cache) has no such mode.
     """
-    modes: list[tuple[nn.Module, bool]] = []
-    for model in models:
-        module = getattr(model, "module", None)
-        if isinstance(module, nn.Module):
-            modes += [(part, part.training) for part in module.modules()]
-            module.eval()
-    try:
-        yield
-    finally:
-        for part, training in modes:
-            part.training = training
+    found = (getattr(model, "module", None) for model in models)
+    return modes.evaluating(*(module for module in found if isinstance(module, nn.Module)))

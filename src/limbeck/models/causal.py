@@ -19,6 +19,7 @@ from limbeck.losses.projection import Projection
 from limbeck.models.encode import Encoder
 from limbeck.models.facts import vocabulary_fingerprint
 from limbeck.models.head import Head, instead_of_head, rows_of_head
+from limbeck.models.modes import evaluating
 from limbeck.models.taps import (
     Seen,
     decoder_layers,
@@ -222,12 +223,8 @@ class CausalModel:
         The sum is over all rows, so a row's state is credited for later ones too.
         """
         view = view.to(self.device)
-        training = self.module.training
-        self.module.eval()
-        try:
+        with evaluating(self.module):
             return gradients_at(self.transformer, site, view.rows, lambda: self._chosen(view))
-        finally:
-            self.module.train(training)
 
     def _chosen(self, view: View) -> Tensor:
         chosen = self.read(view, frozenset({"chosen"})).chosen
@@ -254,20 +251,15 @@ class CausalModel:
     ) -> list[Continuation]:
         """Continue token ids, each with draws of its own seed; see `models.writing.write`."""
         drafts = [Draft(ids=i, seed=s) for i, s in zip(prompts, seeds, strict=True)]
-        training = self.module.training
-        self.module.eval()
-        try:
-            with self._computing():
-                return write(
-                    self.transformer,
-                    self.tokenizer,
-                    drafts,
-                    sampling,
-                    pad=self.encoder.pad,
-                    shift=shift,
-                )
-        finally:
-            self.module.train(training)
+        with evaluating(self.module), self._computing():
+            return write(
+                self.transformer,
+                self.tokenizer,
+                drafts,
+                sampling,
+                pad=self.encoder.pad,
+                shift=shift,
+            )
 
     def token_text(self, token: int) -> str:
         """What a token adds to a text; its name where it is a special one.

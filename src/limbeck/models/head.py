@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from limbeck.losses.projection import Projection
+from limbeck.models.modes import evaluating
 
 log = logging.getLogger(__name__)
 
@@ -75,10 +76,8 @@ def head_of(transformer: Any) -> Head | None:
 
 def _is_true(head: Head, transformer: Any, linear: nn.Linear) -> bool:
     ids = torch.arange(PROBE_TOKENS, device=linear.weight.device)[None] % linear.out_features
-    modes = [(part, part.training) for part in transformer.modules()]
-    transformer.eval()
     try:
-        with torch.no_grad():
+        with torch.no_grad(), evaluating(transformer):
             with reading(transformer) as seen:
                 expected = transformer(input_ids=ids, use_cache=False).logits
             module = transformer.get_output_embeddings()
@@ -86,9 +85,6 @@ def _is_true(head: Head, transformer: Any, linear: nn.Linear) -> bool:
     except (RuntimeError, ValueError, TypeError, AttributeError, IndexError) as error:
         log.debug("the head could not be probed: %s", error)
         return False
-    finally:
-        for part, training in modes:
-            part.training = training
     if got.shape != expected.shape:
         return False
     size, eps = expected.abs(), torch.finfo(expected.dtype).eps

@@ -18,6 +18,7 @@ from limbeck.core.random import stream
 from limbeck.core.types import NO_OFFSET, Encoding, Needs
 from limbeck.models.by_sample import NAME, register
 from limbeck.models.causal import CausalModel
+from limbeck.models.modes import evaluating
 from limbeck.models.taps import decoder_layers
 
 log = logging.getLogger(__name__)
@@ -101,25 +102,22 @@ def keeps_apart(model: CausalModel) -> bool:
     """
     if _convolves(model):
         return False
-    modes = [(part, part.training) for part in model.module.modules()]
     autocast, dtype = model.autocast, next(model.module.parameters()).dtype
     if "flash" not in _attention(model):  # which has no fp32
         model.autocast = None
-    model.module.eval()
+    samples = _samples(len(model.tokenizer))
+    changed = [[(first + 1) % len(model.tokenizer), *rest] for first, *rest in samples]
     try:
-        samples = _samples(len(model.tokenizer))
-        alone = [_logits(model, [sample], packed=False) for sample in samples]
-        changed = [[(first + 1) % len(model.tokenizer), *rest] for first, *rest in samples]
-        other = [_logits(model, [sample], packed=False) for sample in changed]
-        together = _logits(model, samples, packed=True)
+        with evaluating(model.module):
+            alone = [_logits(model, [sample], packed=False) for sample in samples]
+            other = [_logits(model, [sample], packed=False) for sample in changed]
+            together = _logits(model, samples, packed=True)
     except (TypeError, ValueError, RuntimeError) as error:  # no position ids, or no such kernel
         log.info("%s: cannot read packed samples: %s", model.name, error)
         return False
     finally:
         tolerance = TOLERANCE.get(model.autocast or dtype, ROUGH_TOLERANCE)
         model.autocast = autocast
-        for part, training in modes:
-            part.training = training
     context = max(
         float((mine - theirs)[1:].abs().max()) for mine, theirs in zip(alone, other, strict=True)
     )

@@ -15,6 +15,7 @@ from limbeck.core.errors import RecipeError
 from limbeck.core.protocols import Network, Reader, Scene, Source
 from limbeck.core.term import Term
 from limbeck.models.causal import CausalModel
+from limbeck.models.modes import evaluating
 from limbeck.recipe.document import Document
 from limbeck.recipe.schema import Recipe
 from limbeck.train.mesh import Mesh
@@ -94,12 +95,6 @@ def _ready(term: Term, scene: Scene) -> Term:
     if finish is None:
         return term
     networks = [n for n in (scene.student, scene.teacher) if isinstance(n, CausalModel)]
-    modes = [(network.module, network.module.training) for network in networks]
-    for module, _ in modes:
-        module.eval()
-    try:
+    with evaluating(*(network.module for network in networks)):
         # The label stays, whatever the finished objective is called.
         return replace(term, objective=finish(scene), name=term.label)
-    finally:
-        for module, training in modes:
-            module.train(training)

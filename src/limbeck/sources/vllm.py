@@ -22,6 +22,7 @@ from limbeck.core.errors import RecipeError
 from limbeck.core.protocols import Speaking
 from limbeck.core.registry import register
 from limbeck.core.types import NO_OFFSET, Encoding, Sample, Sampling
+from limbeck.models.modes import evaluating
 from limbeck.models.writing import Continuation
 from limbeck.sources.speakers import ids_of
 
@@ -155,12 +156,8 @@ class VLLMWriter:
         ]
         alone = copy.copy(self.student)
         alone.module = self.student.transformer  # DDP's would wait for all processes
-        training = alone.module.training
-        alone.module.eval()
-        try:
+        with evaluating(alone.module):
             own = alone.read(alone.collate(encodings), frozenset({"chosen"})).chosen
-        finally:
-            alone.module.train(training)
         apart = float((own.cpu() - torch.tensor(said)).abs().mean())
         if self.taken == 1:
             self.apart = apart

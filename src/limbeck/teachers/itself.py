@@ -17,6 +17,7 @@ from torch.distributed.tensor import DTensor
 from limbeck.core.specs import SelfTeacher
 from limbeck.core.types import Encoding, Needs, Sample, Signals, View
 from limbeck.models.causal import CausalModel
+from limbeck.models.modes import evaluating
 
 
 class Itself:
@@ -63,16 +64,10 @@ class Itself:
         """What is asked of the view's rows, as a teacher: without dropout, and without gradient."""
         if self.copy is not None:
             return self.copy.read(view, needs)
-        module = self.student.module
-        training = module.training
-        module.eval()
-        try:
-            with torch.no_grad(), self._as_it_was():
-                said = self.student.read(view, needs)
-                head = said.projection
-                return replace(said, projection=head and head.detached())
-        finally:
-            module.train(training)
+        with torch.no_grad(), evaluating(self.student.module), self._as_it_was():
+            said = self.student.read(view, needs)
+            head = said.projection
+            return replace(said, projection=head and head.detached())
 
     def _as_it_was(self) -> AbstractContextManager[Any]:
         if self.spec.update == "live":
