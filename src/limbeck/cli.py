@@ -14,6 +14,7 @@ import typer
 
 # Heavy imports (torch, transformers) wait inside the commands, so that --help is quick.
 from limbeck.core.errors import DataError, Interrupted, LimbeckError, ModelError, RecipeError
+from limbeck.core.text import one_line
 
 INTERRUPTED = 130
 
@@ -431,7 +432,7 @@ def _crash(error: Exception, debug: bool) -> NoReturn:
 def _fail(message: str, code: int, debug: bool) -> NoReturn:
     if debug:
         traceback.print_exc()
-    print(" ".join(message.split()), file=sys.stderr)
+    print(one_line(message), file=sys.stderr)
     sys.exit(code)
 
 

@@ -4,6 +4,8 @@ Every error is a `LimbeckError` and also the built-in error it resembles, so `ex
 keeps working for those who do not know limbeck.
 """
 
+from limbeck.core.text import one_line
+
 
 class LimbeckError(Exception):
     """Root of all errors that limbeck raises on purpose."""
@@ -28,7 +30,7 @@ class RecipeError(LimbeckError, ValueError):
     def __str__(self) -> str:
         place = f"{self.file}:{self.line or 1}: " if self.file else ""
         text = f"{place}{self.field}: {self.reason}" if self.field else f"{place}{self.reason}"
-        return " ".join(text.split())  # a key may hold a line break; an error is one line
+        return one_line(text)  # a key may hold a line break; an error is one line
 
 
 class DataError(LimbeckError, ValueError):

@@ -1,4 +1,4 @@
-"""What text must be before anything can read it, and where it ends."""
+"""What text must be before anything can read it, where it ends, and how it fits on a line."""
 
 from collections.abc import Sequence
 
@@ -20,3 +20,12 @@ def until(text: str, marks: Sequence[str]) -> str:
     """The text before the first of some strings; all of it where none is there."""
     ends = [place for mark in marks if (place := text.find(mark)) >= 0]
     return text[: min(ends, default=len(text))]
+
+
+def one_line(said: object, longest: int | None = None) -> str:
+    """What is said, such as an error, with each run of white space as one space; perhaps cut.
+
+    >>> one_line("no such\\n  file", 9)
+    'no such f'
+    """
+    return " ".join(str(said).split())[:longest]

@@ -24,6 +24,7 @@ from transformers import (
 from limbeck.core.errors import ModelError, RecipeError
 from limbeck.core.registry import did_you_mean
 from limbeck.core.specs import CausalStudent, LocalTeacher
+from limbeck.core.text import one_line
 from limbeck.models.cut import origins
 
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
@@ -98,7 +99,7 @@ def config_of(spec: Spec, teachers: Mapping[str, Any]) -> Any:
             trust_remote_code=spec.trust_remote_code,
         )
     except Exception as error:  # damaged files make transformers raise almost anything
-        raise ModelError(f"{spec.name}: no model can be found: {_one_line(error)}") from error
+        raise ModelError(f"{spec.name}: no model can be found: {one_line(error, 300)}") from error
 
 
 def origin_of(spec: CausalStudent, teachers: Mapping[str, Any]) -> Any:
@@ -134,7 +135,7 @@ def tokenizer_of(spec: Spec, teachers: Mapping[str, Any]) -> PreTrainedTokenizer
             trust_remote_code=spec.trust_remote_code,
         )
     except Exception as error:  # damaged files make transformers and tokenizers raise anything
-        raise ModelError(f"{where}: no tokenizer can be found: {_one_line(error)}") from error
+        raise ModelError(f"{where}: no tokenizer can be found: {one_line(error, 300)}") from error
     if not tokenizer.is_fast:
         raise ModelError(f"{where}: its tokenizer is not a fast one, so it gives no offsets")
     return tokenizer
@@ -155,7 +156,7 @@ def _without_weights(config: Any, trust_remote_code: bool) -> Any:
             return AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
     except Exception as error:  # each architecture fails in its own way on odd sizes
         raise ModelError(
-            f"no causal language model fits this config: {_one_line(error)}"
+            f"no causal language model fits this config: {one_line(error, 300)}"
         ) from error
 
 
@@ -200,7 +201,7 @@ def _check_folder(name: str, trust_remote_code: bool, needs: str = "config.json"
         folder = Path(name).expanduser()
         there = folder.exists()
     except (OSError, RuntimeError, ValueError) as error:  # too long, no such user
-        raise ModelError(f"{name:.80}: no such folder: {_one_line(error):.80}") from None
+        raise ModelError(f"{name:.80}: no such folder: {one_line(error, 80)}") from None
     if not there:
         if name.startswith((".", "/", "~")) or name.count("/") > 1:
             raise ModelError(f"{name}: no such folder")
@@ -252,7 +253,7 @@ def _json(path: Path) -> Mapping[str, Any]:
     try:
         value: Any = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, OSError) as error:
-        raise ModelError(f"{path}: not JSON: {_one_line(error)}") from None
+        raise ModelError(f"{path}: not JSON: {one_line(error, 300)}") from None
     return value if isinstance(value, dict) else {}
 
 
@@ -276,7 +277,7 @@ def cut_config(config: Any, layers: tuple[int, ...] | None) -> Any:
     try:
         return type(config).from_dict(values)
     except Exception as error:  # a configuration may have a check of its own
-        raise RecipeError("student.layers", _one_line(error)) from error
+        raise RecipeError("student.layers", one_line(error, 300)) from error
 
 
 def _new_config(spec: CausalStudent, teachers: Mapping[str, Any]) -> Any:
@@ -306,8 +307,4 @@ def _new_config(spec: CausalStudent, teachers: Mapping[str, Any]) -> Any:
     try:
         return AutoConfig.for_model(kind, **values)
     except Exception as error:  # transformers' strict dataclasses have errors of their own
-        raise RecipeError("student.config", _one_line(error)) from error
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300]
+        raise RecipeError("student.config", one_line(error, 300)) from error

@@ -19,6 +19,7 @@ from limbeck.core.errors import ModelError
 from limbeck.core.files import new_folder
 from limbeck.core.random import seeded
 from limbeck.core.specs import CausalStudent, LocalTeacher, Lora
+from limbeck.core.text import one_line
 from limbeck.losses import pages
 from limbeck.models.causal import CausalModel
 from limbeck.models.cut import origins
@@ -155,7 +156,7 @@ def with_adapters(module: Any, lora: Lora, *, quantized: bool) -> Any:
     try:
         return _adapted(module, config)
     except (ValueError, TypeError, RuntimeError, OverflowError) as error:
-        raise ModelError(f"student.lora.targets: {' '.join(str(error).split())[:200]}") from error
+        raise ModelError(f"student.lora.targets: {one_line(error, 200)}") from error
 
 
 def _adapted(module: Any, config: Any) -> Any:
@@ -183,7 +184,7 @@ def _pretrained(spec: Spec, name: str, dtype: torch.dtype | str) -> Any:
             **settings,
         )
     except (OSError, ValueError, RuntimeError, ImportError) as error:
-        raise ModelError(f"{name}: cannot be loaded: {' '.join(str(error).split())}") from error
+        raise ModelError(f"{name}: cannot be loaded: {one_line(error)}") from error
 
 
 def _attend(module: Any, spec: Spec) -> None:
@@ -193,8 +194,9 @@ def _attend(module: Any, spec: Spec) -> None:
     try:
         module.set_attn_implementation(spec.attention)
     except (ImportError, ValueError) as error:
-        why = " ".join(str(error).split())[:300]
-        raise ModelError(f"attention: {spec.attention} cannot be used here: {why}") from error
+        raise ModelError(
+            f"attention: {spec.attention} cannot be used here: {one_line(error, 300)}"
+        ) from error
 
 
 def _gather(module: nn.Module) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from limbeck.core.errors import RecipeError
+from limbeck.core.text import one_line
 
 LARGEST_BYTES = 2**20
 DEEPEST = 20
@@ -66,7 +67,7 @@ def parse(text: str, file: str | None = None) -> Document:
         line = error.problem_mark.line + 1 if error.problem_mark else None
         raise RecipeError("", f"not YAML: {error.problem or error.context}", file, line) from None
     except yaml.YAMLError as error:
-        raise RecipeError("", f"not YAML: {' '.join(str(error).split())}", file) from None
+        raise RecipeError("", f"not YAML: {one_line(error)}", file) from None
     except RecursionError:
         raise RecipeError("", f"nested deeper than {DEEPEST} levels", file) from None
     if not isinstance(node, yaml.MappingNode):

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from limbeck.core.files import sync
+from limbeck.core.text import one_line
 from limbeck.recipe.card import Tally
 from limbeck.sources.generated import FAILED, ROWS
 from limbeck.synth.rows import UNREADABLE, Row, to_json
@@ -77,7 +78,7 @@ def _write_table(folder: Path) -> None:
             "%s: no %s: not every column has values of one type (%s)",
             folder,
             TABLE,
-            " ".join(str(error).split())[:200],
+            one_line(error, 200),
         )
     else:
         _named(aside, folder / TABLE)

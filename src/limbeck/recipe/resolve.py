@@ -18,6 +18,7 @@ import limbeck.synth  # noqa: F401  # registers the steps
 from limbeck.core.errors import RecipeError
 from limbeck.core.registry import did_you_mean, kinds
 from limbeck.core.specs import ServerTeacher
+from limbeck.core.text import one_line
 from limbeck.recipe.document import Document
 from limbeck.recipe.fit import fit
 from limbeck.recipe.schema import Price, Recipe, Term, Train
@@ -236,8 +237,8 @@ def _validated(cls: type[Value], given: Mapping[str, Any], path: str, document: 
         if isinstance(own, RecipeError):  # the part's own check, which names its field
             raise document.error(f"{field}.{own.field}".strip("."), own.reason) from None
         reason = first["msg"][0].lower() + first["msg"][1:]
-        shown = " ".join(repr(first["input"]).split())[:60]
-        raise document.error(field, f"{' '.join(reason.split())}; it is {shown}") from None
+        shown = one_line(repr(first["input"]), 60)
+        raise document.error(field, f"{one_line(reason)}; it is {shown}") from None
     if (place := _true_number(given, result, path)) is not None:
         raise document.error(place, "a number is wanted, not true or false")
     if (place := _not_finite(given, path)) is not None:

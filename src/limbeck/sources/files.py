@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from limbeck.core.errors import DataError
+from limbeck.core.text import one_line
 
 Row = Mapping[str, Any]
 
@@ -65,7 +66,7 @@ class JsonLines:
         try:
             row: Any = json.loads(line)
         except (ValueError, RecursionError) as error:
-            reason = "not UTF-8" if isinstance(error, UnicodeDecodeError) else _one_line(error)
+            reason = "not UTF-8" if isinstance(error, UnicodeDecodeError) else one_line(error, 200)
             reason = getattr(error, "msg", reason)
             raise DataError(f"{self.place(index)}: not JSON: {reason}") from None
         if not isinstance(row, dict):
@@ -246,7 +247,7 @@ def _read_parquet(path: Path) -> Any:
             # In batches: nested text of more than 2 GiB does not fit into one.
             table: Any = pyarrow.Table.from_batches(file.iter_batches(), schema=file.schema_arrow)
     except Exception as error:  # pyarrow raises many kinds for a bad file
-        raise DataError(f"{path}: not a readable Parquet file: {_one_line(error)}") from None
+        raise DataError(f"{path}: not a readable Parquet file: {one_line(error, 200)}") from None
     names = table.column_names
     if twice := {name for name in names if names.count(name) > 1}:
         raise DataError(f"{path}: two columns have the name {min(twice)!r}; rename one")
@@ -260,10 +261,6 @@ def _open_hub(name: str, split: str) -> Rows:
         table: Any = datasets.load_dataset(name, split=split)
     except Exception as error:  # network, name, split: all are told the same way
         raise DataError(
-            f"{name}: no such file, and the hub gave no dataset ({_one_line(error)})"
+            f"{name}: no such file, and the hub gave no dataset ({one_line(error, 200)})"
         ) from None
     return Table(table, name)
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]

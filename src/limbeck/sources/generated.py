@@ -10,6 +10,7 @@ from pydantic import Field
 
 from limbeck.core.errors import DataError
 from limbeck.core.registry import register
+from limbeck.core.text import one_line
 from limbeck.sources.dataset import DatasetStream, Samples, open_samples
 from limbeck.sources.files import CARD, FAILED, ROWS, open_rows
 
@@ -57,8 +58,9 @@ class Generated:
         except FileNotFoundError:
             raise DataError(f"{self.path} holds no rows yet; make them first: {MAKE}") from None
         except (OSError, ValueError) as error:
-            said = " ".join(str(error).split())
-            raise DataError(f"{self.path}/{CARD} cannot be read ({said}); run {MAKE}") from None
+            raise DataError(
+                f"{self.path}/{CARD} cannot be read ({one_line(error)}); run {MAKE}"
+            ) from None
 
     def open(self, seed: int) -> DatasetStream:
         """Read and check every row, set held-out ones aside, and start the stream.

@@ -9,6 +9,7 @@ from urllib.request import getproxies, proxy_bypass
 
 from limbeck.core.errors import RecipeError
 from limbeck.core.specs import ServerTeacher
+from limbeck.core.text import one_line
 from limbeck.teachers.wire import Again, Refused, refusal
 
 POOL = 4
@@ -157,4 +158,4 @@ class Client:
 
 def _plain(error: BaseException) -> str:
     cause = error.__cause__ or error
-    return " ".join(f"{type(cause).__name__} {cause}".split())[:200]
+    return one_line(f"{type(cause).__name__} {cause}", 200)

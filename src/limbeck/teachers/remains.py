@@ -15,6 +15,7 @@ from transformers import AutoConfig
 from limbeck.core.errors import CacheError, ModelError
 from limbeck.core.files import new_folder
 from limbeck.core.specs import CachedTeacher, LocalTeacher
+from limbeck.core.text import one_line
 from limbeck.core.types import Encoding, Needs
 from limbeck.losses.projection import Projection
 from limbeck.models.causal import CausalModel
@@ -38,7 +39,7 @@ def remembered_facts(spec: CachedTeacher) -> ModelFacts | None:
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=trust)
     except (OSError, ValueError) as error:
-        raise ModelError(f"{folder}: no configuration: {' '.join(str(error).split())}") from error
+        raise ModelError(f"{folder}: no configuration: {one_line(error)}") from error
     return ModelFacts(
         config=config,
         tokenizer=tokenizer,

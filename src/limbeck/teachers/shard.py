@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from limbeck.core.errors import CacheError
 from limbeck.core.files import sync, write_text
+from limbeck.core.text import one_line
 
 SCHEMA = pa.schema(
     [
@@ -107,7 +108,7 @@ def writing(path: Path, needed_bytes: int = 0) -> Iterator[None]:
         needed = f"{needed_bytes:,} bytes needed, " if needed_bytes else ""
         raise CacheError(
             f"cannot write {path}: {needed}{shutil.disk_usage(folder).free:,} free"
-            f" ({_line(error)[:120]}); finished shards are whole: make room and run limbeck cache"
+            f" ({one_line(error, 120)}); finished shards are whole: make room and run limbeck cache"
             " RECIPE again"
         ) from error
 
@@ -208,7 +209,7 @@ def read_seal(folder: Path, index: int) -> Seal:
         ids = ids.astype(np.uint64)
         return Seal(body["of"], body["bytes"], body["sha256"], body["rows"], ids)
     except (ValueError, LookupError, TypeError, AttributeError) as error:
-        raise ValueError(f"{seal_path(folder, index).name}: {_line(error)}") from error
+        raise ValueError(f"{seal_path(folder, index).name}: {one_line(error)}") from error
 
 
 def broken(folder: Path, index: int, seal: Seal, of: str) -> str | None:
@@ -223,7 +224,7 @@ def broken(folder: Path, index: int, seal: Seal, of: str) -> str | None:
         if _sha256(path) != seal.sha256:
             return "its SHA-256 is not that of what was written"
     except OSError as error:
-        return _line(error)
+        return one_line(error)
     return None
 
 
@@ -236,7 +237,3 @@ def open_shard(folder: Path, index: int) -> pa.Table:
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())

@@ -22,6 +22,7 @@ import pyarrow as pa
 
 from limbeck.core.errors import CacheError
 from limbeck.core.files import write_json
+from limbeck.core.text import one_line
 from limbeck.teachers.shard import (
     Record,
     Seal,
@@ -251,10 +252,9 @@ def _read_manifest(folder: Path) -> dict[str, Any] | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (ValueError, LookupError, TypeError, AttributeError) as error:
-        reason = " ".join(str(error).split())
         raise CacheError(
-            f"{path} is damaged ({reason}): remove it and run limbeck cache RECIPE; whole shards"
-            " are kept"
+            f"{path} is damaged ({one_line(error)}): remove it and run limbeck cache RECIPE; whole"
+            " shards are kept"
         ) from error
     return manifest
 

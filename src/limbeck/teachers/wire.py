@@ -11,7 +11,7 @@ from typing import Any
 from limbeck.core.errors import RecipeError
 from limbeck.core.exchange import Question, Reply, Scored
 from limbeck.core.specs import ServerTeacher
-from limbeck.core.text import until
+from limbeck.core.text import one_line, until
 from limbeck.core.types import Sampling
 from limbeck.ledger.money import cost_usd
 
@@ -311,11 +311,11 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
 def _message(said: Any) -> str:
     error = said.get("error", said) if isinstance(said, dict) else said
     text = error.get("message", error) if isinstance(error, dict) else error
-    return " ".join(str(text).split())[:300]
+    return one_line(text, 300)
 
 
 def _short(body: bytes) -> str:
-    return " ".join(body[:120].decode(errors="replace").split()) or "nothing"
+    return one_line(body[:120].decode(errors="replace")) or "nothing"
 
 
 def _index(entry: Any) -> int:

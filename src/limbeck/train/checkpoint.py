@@ -28,6 +28,7 @@ from torch import Tensor
 
 from limbeck.core.errors import CheckpointError, RecipeError
 from limbeck.core.files import discard, new_folder, sweep
+from limbeck.core.text import one_line
 from limbeck.train.loop import State, Step, Trainer
 from limbeck.train.mesh import place, whole
 from limbeck.train.optim import LossScale
@@ -104,7 +105,7 @@ class Checkpoints:
             free = shutil.disk_usage(self.folder).free
             raise CheckpointError(
                 f"cannot write {path}: {needed:,} bytes needed, {free:,} free"
-                f" ({' '.join(str(error).split())[:120]}); earlier checkpoints are whole:"
+                f" ({one_line(error, 120)}); earlier checkpoints are whole:"
                 " make room and run again with --resume"
             ) from error
 
@@ -195,7 +196,7 @@ def broken(path: Path) -> str | None:
         missing = {"weights.safetensors", "optimizer.safetensors", "state.json"} - set(files)
         return f"{min(missing)} is missing" if missing else None
     except (OSError, ValueError, AttributeError) as error:
-        return " ".join(str(error).split())
+        return one_line(error)
 
 
 def _fingerprint(path: Path) -> dict[str, Any]:
