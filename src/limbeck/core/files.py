@@ -1,6 +1,7 @@
 """Writing files so that a reader never sees half of one, whatever happens to the writer."""
 
 import fcntl
+import hashlib
 import json
 import os
 import shutil
@@ -21,6 +22,12 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file's content, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write_bytes(path: Path, content: bytes) -> None:

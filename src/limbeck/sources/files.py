@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from limbeck.core.errors import DataError
+from limbeck.core.files import file_sha256
 from limbeck.core.text import one_line
 
 Row = Mapping[str, Any]
@@ -209,9 +210,7 @@ def content_sha256(path: str) -> str | None:
     whole = hashlib.sha256()
     files = _files_of(path)
     for file in files:
-        with file.open("rb") as content:
-            own = hashlib.file_digest(content, "sha256").hexdigest()
-        whole.update(json.dumps([file.name, own]).encode())
+        whole.update(json.dumps([file.name, file_sha256(file)]).encode())
     return whole.hexdigest() if files else None
 
 

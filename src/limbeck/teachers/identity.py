@@ -8,6 +8,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from limbeck.core.files import file_sha256
 from limbeck.core.specs import CachedTeacher, LocalTeacher
 from limbeck.core.types import Sample
 from limbeck.models.facts import vocabulary_fingerprint
@@ -139,8 +140,7 @@ def weights_sha256(files: Iterable[Path], known: Mapping[str, Any] | None = None
         return str(known.get("sha256"))
     whole = hashlib.sha256()
     for path in files:
-        with path.open("rb") as file:
-            whole.update(hashlib.file_digest(file, "sha256").digest())
+        whole.update(bytes.fromhex(file_sha256(path)))
     return whole.hexdigest()
 
 

@@ -23,7 +23,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from limbeck.core.errors import CacheError
-from limbeck.core.files import sync, write_text
+from limbeck.core.files import file_sha256, sync, write_text
 from limbeck.core.text import one_line
 
 SCHEMA = pa.schema(
@@ -163,7 +163,7 @@ class ShardWriter:
                 "shard": self.index,
                 "of": self.of,
                 "bytes": self.aside.stat().st_size,
-                "sha256": _sha256(self.aside),
+                "sha256": file_sha256(self.aside),
                 "rows": self.rows,
                 "ids": base64.b64encode(np.array(self.ids, "<u8").tobytes()).decode(),
             }
@@ -221,7 +221,7 @@ def broken(folder: Path, index: int, seal: Seal, of: str) -> str | None:
         size_bytes = path.stat().st_size
         if size_bytes != seal.size_bytes:
             return f"{size_bytes:,} bytes, and {seal.size_bytes:,} were written"
-        if _sha256(path) != seal.sha256:
+        if file_sha256(path) != seal.sha256:
             return "its SHA-256 is not that of what was written"
     except OSError as error:
         return one_line(error)
@@ -232,8 +232,3 @@ def open_shard(folder: Path, index: int) -> pa.Table:
     """A verified shard, mapped into memory: what is not looked at is not read."""
     with pa.memory_map(str(shard_path(folder, index))) as file:  # the map outlives the file
         return pa.ipc.open_file(file).read_all()
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

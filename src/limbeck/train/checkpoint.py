@@ -11,7 +11,6 @@
 Tensors are stored whole, so a run may resume on another number of processes.
 """
 
-import hashlib
 import json
 import logging
 import os
@@ -27,7 +26,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from limbeck.core.errors import CheckpointError, RecipeError
-from limbeck.core.files import discard, new_folder, sweep
+from limbeck.core.files import discard, file_sha256, new_folder, sweep
 from limbeck.core.text import one_line
 from limbeck.train.loop import State, Step, Trainer
 from limbeck.train.mesh import place, whole
@@ -200,6 +199,4 @@ def broken(path: Path) -> str | None:
 
 
 def _fingerprint(path: Path) -> dict[str, Any]:
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return {"bytes": path.stat().st_size, "sha256": digest}
+    return {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
