@@ -132,6 +132,12 @@ class Encoding:
     truncated: int = 0
     name: str = ""
 
+    @classmethod
+    def without_text(cls, ids: Sequence[int], learn: Sequence[bool], name: str = "") -> "Encoding":
+        """Of tokens whose places in a text play no part."""
+        nowhere = [NO_OFFSET] * len(ids)
+        return cls(ids=ids, learn=learn, starts=nowhere, ends=nowhere, name=name)
+
     @property
     def rows(self) -> int:
         """How many tokens are learnt; the first token has no prefix and cannot be."""

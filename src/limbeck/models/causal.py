@@ -13,7 +13,7 @@ from torch.distributed.tensor import DTensor
 from transformers import PreTrainedTokenizerBase
 
 from limbeck.core.random import stream_seed
-from limbeck.core.types import NO_OFFSET, Encoding, Needs, Sample, Sampling, Signals, View
+from limbeck.core.types import Encoding, Needs, Sample, Sampling, Signals, View
 from limbeck.losses.chosen import outcomes, outcomes_of
 from limbeck.losses.projection import Projection
 from limbeck.models.encode import Encoder
@@ -195,7 +195,7 @@ class CausalModel:
         """
         module_at(self.transformer, site)  # an unknown one need not cost a forward pass
         eos = self.encoder.eos or 0
-        asked = Encoding(ids=[eos] * 2, learn=[True] * 2, starts=[NO_OFFSET] * 2, ends=[0] * 2)
+        asked = Encoding.without_text([eos] * 2, [True] * 2)
         with torch.no_grad():
             said = self.read(self.collate([asked] * 2), frozenset({f"hidden:{site}"}))
         return said.hidden[site].shape[1]

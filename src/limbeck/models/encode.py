@@ -194,7 +194,7 @@ class Encoder:
 
     def _pack(self, encodings: Sequence[Encoding]) -> View:
         # A sample without tokens keeps its place in the count with one token of padding.
-        nothing = Encoding(ids=[self.pad], learn=[False], starts=[NO_OFFSET], ends=[NO_OFFSET])
+        nothing = Encoding.without_text([self.pad], [False])
         parts = [encoding if encoding.ids else nothing for encoding in encodings]
         positions = [place for part in parts for place in range(len(part.ids))]
         places = torch.tensor(positions, dtype=torch.int64)

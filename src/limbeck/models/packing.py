@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from limbeck.core.random import stream
-from limbeck.core.types import NO_OFFSET, Encoding, Needs
+from limbeck.core.types import Encoding, Needs
 from limbeck.models.by_sample import NAME, register
 from limbeck.models.causal import CausalModel
 from limbeck.models.modes import evaluating
@@ -142,11 +142,7 @@ def _samples(vocabulary: int) -> list[list[int]]:
 
 def _logits(model: CausalModel, samples: Sequence[Sequence[int]], *, packed: bool) -> Tensor:
     """Of every token but the last of each sample."""
-    encodings = [
-        Encoding(ids=ids, learn=[True] * len(ids), starts=none, ends=none)
-        for ids in samples
-        for none in [[NO_OFFSET] * len(ids)]
-    ]
+    encodings = [Encoding.without_text(ids, [True] * len(ids)) for ids in samples]
     logits = model.read(model.encoder.collate(encodings, packed=packed), LOGITS).logits
     assert logits is not None
     return logits.float()

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from limbeck.core.errors import RecipeError
 from limbeck.core.random import seeded
 from limbeck.core.registry import register
-from limbeck.core.types import NO_OFFSET, Encoding, Sample
+from limbeck.core.types import Encoding, Sample
 
 LAST = "hidden:-1"
 READ_AT_ONCE = 32
@@ -157,13 +157,8 @@ class Discriminator:
         """
         encoding = self.model.encode(replace(sample, privileged=()))
         length = min(len(encoding.ids), self.model.encoder.max_length - 1)
-        return Encoding(
-            ids=[*encoding.ids[:length], self.model.encoder.pad],
-            learn=[False] * length + [True],
-            starts=[NO_OFFSET] * (length + 1),
-            ends=[NO_OFFSET] * (length + 1),
-            name=encoding.name,
-        )
+        ids = [*encoding.ids[:length], self.model.encoder.pad]
+        return Encoding.without_text(ids, [False] * length + [True], encoding.name)
 
     def _of_head(self) -> list[tuple[str, nn.Parameter]]:
         return [(f"head.{name}", value) for name, value in self.head.named_parameters()]

@@ -21,7 +21,7 @@ from torch.distributed.fsdp import FSDPModule
 from limbeck.core.errors import RecipeError
 from limbeck.core.protocols import Speaking
 from limbeck.core.registry import register
-from limbeck.core.types import NO_OFFSET, Encoding, Sample, Sampling
+from limbeck.core.types import Encoding, Sample, Sampling
 from limbeck.models.modes import evaluating
 from limbeck.models.writing import Continuation
 from limbeck.sources.speakers import ids_of
@@ -146,11 +146,8 @@ class VLLMWriter:
         if not said:
             return
         encodings = [
-            Encoding(
-                ids=[*prompt, *one.ids],
-                learn=[False] * len(prompt) + [True] * len(one.ids),
-                starts=[NO_OFFSET] * (len(prompt) + len(one.ids)),
-                ends=[NO_OFFSET] * (len(prompt) + len(one.ids)),
+            Encoding.without_text(
+                [*prompt, *one.ids], [False] * len(prompt) + [True] * len(one.ids)
             )
             for prompt, one in zip(prompts, written, strict=True)
         ]

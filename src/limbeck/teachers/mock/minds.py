@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 from limbeck.core.exchange import Question, Reply, Scored, Writer
 from limbeck.core.text import until
-from limbeck.core.types import NO_OFFSET, Encoding, Sample, Sampling, Turn
+from limbeck.core.types import Encoding, Sample, Sampling, Turn
 
 WORDS = (
     "the sea is wide and old and full of fish a boat goes out at dawn some birds follow it far from"
@@ -321,13 +321,7 @@ class OfWriter:
         model = self._model()
         lines = [self._ids(model, one.asked) for one in batch]
         encodings = [
-            Encoding(
-                ids=line,
-                learn=[True] * len(line),
-                starts=[NO_OFFSET] * len(line),
-                ends=[NO_OFFSET] * len(line),
-                name=str(place),
-            )
+            Encoding.without_text(line, [True] * len(line), name=str(place))
             for place, line in enumerate(lines)
         ]
         with torch.no_grad():
