@@ -23,12 +23,11 @@ from limbeck.core.text import one_line
 from limbeck.losses import pages
 from limbeck.models.causal import CausalModel
 from limbeck.models.cut import origins
-from limbeck.models.facts import config_of, kept_layers, origin_of, tokenizer_of
+from limbeck.models.facts import Spec, config_of, kept_layers, origin_of, tokenizer_of
 from limbeck.models.head import head_of
 from limbeck.models.taps import decoder_layers
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-Spec = CausalStudent | LocalTeacher
 
 transformers_logging.disable_progress_bar()  # a run has its own display
 

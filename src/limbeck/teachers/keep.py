@@ -19,6 +19,7 @@ from limbeck.core.specs import CachedTeacher
 from limbeck.core.types import Signals
 from limbeck.losses.projection import Projection
 from limbeck.losses.sparse import Sparse
+from limbeck.models.load import DTYPES
 from limbeck.teachers.codec import (
     FloatName,
     pack_draws,
@@ -35,8 +36,6 @@ Cells = Mapping[str, bytes]
 
 DROPPED = "dropped"
 """Cell that marks the rows that are not valid; absent where all are."""
-
-FLOATS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -209,7 +208,7 @@ class Hidden(Keeper):
     def look(self, signals: Signals, luck: Tensor | None) -> Arrays:
         """In the type that is stored."""
         assert signals.projection is not None
-        hidden = signals.projection.hidden.to(FLOATS[self.dtype])  # what does not fit becomes inf
+        hidden = signals.projection.hidden.to(DTYPES[self.dtype])  # what does not fit becomes inf
         return {"hidden": _numpy(hidden), "valid": _numpy(hidden.isfinite().all(-1))}
 
     def pack(self, arrays: Arrays) -> dict[str, bytes]:
@@ -230,7 +229,7 @@ class Full(Keeper):
 
     def look(self, signals: Signals, luck: Tensor | None) -> Arrays:
         """In the type that is stored."""
-        logits, valid = numbers(logits_of(signals).to(FLOATS[self.dtype]))
+        logits, valid = numbers(logits_of(signals).to(DTYPES[self.dtype]))
         return {"logits": _numpy(logits), "valid": _numpy(valid)}
 
     def pack(self, arrays: Arrays) -> dict[str, bytes]:
