@@ -285,6 +285,7 @@ def continual(
     """
     from limbeck.campaigns.continual import Stage, page
     from limbeck.campaigns.continual import continual as learn
+    from limbeck.core.registry import did_you_mean
     from limbeck.recipe.document import read
 
     stages: list[Stage] = []
@@ -294,6 +295,9 @@ def continual(
         if not (name and train and test):
             raise RecipeError("--task", f"{text!r} is not NAME=TRAIN,TEST")
         stages.append(Stage(name=name, train=train, test=test))
+    names = [path.stem for path in recipes]
+    if twice := [name for index, name in enumerate(names) if name in names[:index]]:
+        raise RecipeError("RECIPE", f"two recipes are called {twice[0]!r}; rename one")
     shares: dict[str, float] = {}
     for text in replay or ():
         name, _, share = text.partition("=")
@@ -301,11 +305,10 @@ def continual(
             shares[name] = float(share)
         except ValueError:
             raise RecipeError("--replay", f"{text!r} is not RECIPE=SHARE") from None
-        if name not in {path.stem for path in recipes} or not 0 <= shares[name] < 1:
-            raise RecipeError("--replay", f"{text!r}: a RECIPE's name, and a share below 1")
-    names = [path.stem for path in recipes]
-    if twice := [name for index, name in enumerate(names) if name in names[:index]]:
-        raise RecipeError("RECIPE", f"two recipes are called {twice[0]!r}; rename one")
+        if name not in names:
+            raise RecipeError("--replay", f"no recipe {name!r}; {did_you_mean(name, names)}")
+        if not 0 <= shares[name] < 1:
+            raise RecipeError("--replay", f"{text!r}: a share is at least 0 and less than 1")
     arms = {path.stem: read(path) for path in recipes}
     settings = {"match": match, "max_tokens": max_tokens}
     print(page(learn(arms, stages, out, test=settings, replay=shares)))

@@ -47,7 +47,7 @@ class Contamination:
 
     def __post_init__(self) -> None:
         if self.least > self.words:
-            raise RecipeError("least", "is at most `words`")
+            raise RecipeError("least", f"may be {self.words} at most, as many as `words`")
 
     @property
     def files(self) -> Sequence[str]:
