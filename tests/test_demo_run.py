@@ -31,7 +31,8 @@ sys.exit(130)
 """
 
 DEMO = """
-import subprocess, sys
+import signal, subprocess, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # whoever runs the tests may ignore it
 from pathlib import Path
 from limbeck import cli, demo_run
 real = subprocess.Popen
@@ -76,12 +77,15 @@ def test_what_stops_the_demo_reaches_each_run_once(tmp_path, number):
     command = [sys.executable, "-c", DEMO, str(out), str(tmp_path / "run.py")]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     with subprocess.Popen(command, start_new_session=True, **pipes) as demo:
-        patience = time.monotonic() + 60
-        while not all((folder / "ready").exists() for folder in (out, other)):
-            assert time.monotonic() < patience
-            time.sleep(0.05)
-        os.killpg(demo.pid, number)
-        _, said = demo.communicate(timeout=60)
+        try:
+            patience = time.monotonic() + 60
+            while not all((folder / "ready").exists() for folder in (out, other)):
+                assert time.monotonic() < patience
+                time.sleep(0.05)
+            os.killpg(demo.pid, number)
+            _, said = demo.communicate(timeout=60)
+        finally:
+            demo.kill()  # or it would be waited for
     assert demo.returncode == 130
     assert said.splitlines()[-1] == "the demo was stopped; the same command goes on"
     for folder in (out, other):

@@ -332,3 +332,10 @@ def test_score_and_group(tmp_path):
     for bad in (True, "x", float("nan")):
         with pytest.raises(ValueError, match="score"):
             to_sample({**row, "score": bad}, "1")
+
+
+def test_a_split_is_asked_of_the_hub_alone(tmp_path):
+    (tmp_path / "test.jsonl").write_text('{"text": "a"}\n')
+    for path in (tmp_path, tmp_path / "test.jsonl"):
+        with pytest.raises(DataError, match="files have no `split`; name the file or folder"):
+            Dataset(path=str(path), split="test").open(0)

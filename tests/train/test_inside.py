@@ -159,7 +159,7 @@ def test_a_site_that_is_not_there_is_told_before_anything_is_measured(
     with pytest.raises(RecipeError, match=said) as caught:
         run(recipe, tmp_path / "run", document=document)
     assert str(caught.value).startswith(f"recipe.yaml:{line}: terms.0.objective")
-    assert not (tmp_path / "run" / "recipe.yaml").exists()
+    assert not (tmp_path / "run" / "evals.json").exists()
 
 
 def test_the_recipe_stays_what_it_was(make_recipe, tmp_path):

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from limbeck.core.files import write_picture
+from limbeck.core.files import sweep, write_picture
 from limbeck.recipe.report import ARMS, EvalFigures, Report
 
 Line = Mapping[str, Any]
@@ -45,6 +45,7 @@ def draw(
         "quality_size.png": _quality_size(report),
     }
     target = Path(folder) / "plots"
+    sweep(target)
     paths: list[Path] = []
     for name, figure in drawn.items():
         if figure is not None:

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, get_args
 
 import torch
@@ -75,8 +76,13 @@ class Dataset:
             prefix: of the names of rows that have no id.
 
         Raises:
-            DataError: a row is malformed (the message names file and line), or there is none.
+            DataError: a row is malformed (the message names file and line), or there is none; or a
+                split is asked of files, which have none.
         """
+        if self.split != "train" and Path(self.path).expanduser().exists():
+            raise DataError(
+                f"{self.path}: files have no `split`; name the file or folder of {self.split!r}"
+            )
         return open_samples(
             Samples(open_rows(self.path, self.split), self.columns, prefix),
             self.holdout
